@@ -1,0 +1,1 @@
+"""Command lines: parse, call, report. No logic, and nothing heavy until a command needs it."""

@@ -1,0 +1,44 @@
+"""How every command ends: one clear line and an exit code, never a traceback for a typo."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from gentron.errors import GenTronError
+
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def run_command(command: click.Command) -> NoReturn:
+    """Runs a click command: 0 on success, 2 for the caller's mistakes, 130 for Ctrl-C."""
+    try:
+        command.main(standalone_mode=False)
+    except click.Abort:
+        warn("interrupted; nothing unfinished was kept")
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_ERROR)
+    except GenTronError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_ERROR)
+    sys.exit(0)
+
+
+def warn(message: str) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+class Size(click.ParamType):
+    """`128x96` -> (width, height)."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        width, cross, height = str(value).lower().partition("x")
+        if not (cross and width.isdigit() and height.isdigit()):
+            self.fail(f"{value!r} is not WIDTHxHEIGHT in pixels, such as 128x128", param, ctx)
+        return int(width), int(height)

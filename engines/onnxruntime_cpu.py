@@ -1,0 +1,129 @@
+"""ONNX Runtime on the CPU: buffers are numpy arrays that the session reads and writes in place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gentron.contract import Component
+from gentron.engines.base import Array, Backend, Buffer, Call, Engine, EngineInfo
+from gentron.errors import BackendError
+
+PROVIDER = "CPUExecutionProvider"
+COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}
+
+
+def import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            f"backend onnxruntime: cannot be imported ({error}); run: pip install 'gentron[cpu]'"
+        ) from error
+    return onnxruntime
+
+
+class HostBuffer(Buffer):
+    """An aligned array that ONNX Runtime sees without copying."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]):
+        self.shape, self.dtype = shape, dtype
+        self.array = np.zeros(shape, dtype)
+        self.value = import_onnxruntime().OrtValue.ortvalue_from_numpy(self.array)
+        # Without shared memory a write after binding would never be seen.
+        assert self.value.data_ptr() == self.array.ctypes.data
+
+    def write(self, values: Array) -> None:
+        assert values.shape == self.shape, (values.shape, self.shape)
+        assert values.dtype == self.dtype, (values.dtype, self.dtype)
+        np.copyto(self.array, values)
+
+    def read(self) -> Array:
+        return self.array.copy()
+
+
+class HostCall(Call):
+    """Bindings made once; they hold their buffers, so no pointer outlives its memory."""
+
+    def __init__(self, session: Any, buffers: Mapping[str, HostBuffer], component: Component):
+        self._session, self._buffers = session, dict(buffers)
+        self._binding = session.io_binding()
+        for spec in component.inputs:
+            self._binding.bind_ortvalue_input(spec.name, buffers[spec.name].value)
+        for spec in component.outputs:
+            self._binding.bind_ortvalue_output(spec.name, buffers[spec.name].value)
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+
+class OnnxRuntimeEngine(Engine):
+    def __init__(
+        self, component: Component, graph: Path, precision: str, side_factor: int, threads: int
+    ):
+        ort = import_onnxruntime()
+        self.component, self.compute = component, COMPUTE_TYPES[precision]
+        self.side_factor = side_factor
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(graph), options, providers=[PROVIDER])
+        except Exception as error:  # ONNX Runtime's own classes share no useful base
+            raise BackendError(f"onnxruntime: {component.name} ({graph}): {error}") from error
+        if self._session.get_providers()[0] != PROVIDER:
+            raise BackendError(
+                f"onnxruntime: asked for {PROVIDER}, got {self._session.get_providers()}"
+            )
+        found = [value.name for value in self._session.get_inputs()]
+        assert found == [spec.name for spec in component.inputs], (component.name, found)
+        self.info = EngineInfo(
+            component.name, "onnxruntime", "cpu", self.compute, str(ort.__version__)
+        )
+
+    def buffer(self, name: str, shape: tuple[int, ...]) -> Buffer:
+        return HostBuffer(shape, self.component.tensor(name).numpy_dtype(self.compute))
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Call:
+        if self._session is None:
+            raise BackendError(f"{self.component.name}: used after close()")
+        wanted = {spec.name for spec in (*self.component.inputs, *self.component.outputs)}
+        assert set(buffers) == wanted, sorted(wanted ^ set(buffers))
+        host = {name: b for name, b in buffers.items() if isinstance(b, HostBuffer)}
+        assert len(host) == len(buffers), "a buffer of another backend"
+        inputs = {host[spec.name].value.data_ptr() for spec in self.component.inputs}
+        outputs = {host[spec.name].value.data_ptr() for spec in self.component.outputs}
+        assert not inputs & outputs, "an output buffer is also an input"
+        return HostCall(self._session, host, self.component)
+
+    def close(self) -> None:
+        self._session = None
+
+
+class OnnxRuntimeBackend(Backend):
+    """CPU only here; a GPU provider is another backend, never a silent fallback of this one."""
+
+    name = "onnxruntime"
+
+    def __init__(self, threads: int = 0):
+        import_onnxruntime()
+        self._threads = threads  # 0: all physical cores
+        self._lock = threading.Lock()
+
+    def compute(self) -> str:
+        return "fp32"
+
+    def load(self, component: Component, graph: Path, precision: str, side_factor: int) -> Engine:
+        if precision not in COMPUTE_TYPES:
+            raise BackendError(
+                f"onnxruntime: {precision} does not run on this CPU backend; use fp32 or fp16"
+            )
+        with self._lock:
+            return OnnxRuntimeEngine(component, graph, precision, side_factor, self._threads)
+
+    def close(self) -> None:
+        pass

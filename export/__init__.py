@@ -1,0 +1,1 @@
+"""Checkpoint -> ONNX graphs over the checkpoint's own weights, parity-checked. Needs torch."""

@@ -1,0 +1,246 @@
+"""A bundle: exported graphs beside the weights they read, and a manifest that names every file.
+
+Nothing in it is code and nothing is unpickled. Every file's size and sha256 are checked before
+anything is loaded, so a truncated, swapped or edited file is named rather than run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import gentron
+from gentron.config import GenTronConfig, SamplingDefaults
+from gentron.contract import Component, contract
+from gentron.errors import BundleError
+from gentron.latents import native_size, vae_factor
+from gentron.schedule import NoiseSchedule
+
+FORMAT = 1
+MANIFEST = "gentron.json"
+REPORT = "export-report.json"  # measurements: outside the digest
+NULL_TEXT = "transformer/null_text.safetensors"  # embeddings of the empty prompt
+PACKAGED = Path(gentron.__file__).resolve().parent / "bundles"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    sha256: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    weights: str  # "trained" or "random"
+    storage: str  # safetensors type of most weights: F16, BF16, F32
+    precisions: dict[str, tuple[str, ...]]  # component -> precisions it has graphs for
+    defaults: SamplingDefaults
+    provenance: dict[str, Any]
+    licences: tuple[dict[str, str], ...]
+    files: dict[str, FileEntry]
+    contract: dict[str, Any]
+    probes: dict[str, str] = field(default_factory=dict)  # component -> file
+    version: str = gentron.__version__
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        values = {
+            "format": self.format,
+            "version": self.version,
+            "name": self.name,
+            "weights": self.weights,
+            "storage": self.storage,
+            "defaults": vars(self.defaults),
+            "precisions": {key: list(value) for key, value in sorted(self.precisions.items())},
+            "probes": dict(sorted(self.probes.items())),
+            "provenance": self.provenance,
+            "licences": list(self.licences),
+            "contract": self.contract,
+            "files": {name: vars(entry) for name, entry in sorted(self.files.items())},
+        }
+        return json.dumps(values, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: Path) -> Manifest:
+        """Raises BundleError for a newer format, a missing or mistyped field, an unsafe path."""
+        try:
+            values = json.loads(text)
+            found = values["format"]
+            if found != FORMAT:
+                raise BundleError(
+                    f"{where}: bundle format {found}, this version ({gentron.__version__}) reads "
+                    f"format {FORMAT}; upgrade gentron, or export the bundle again"
+                )
+            manifest = cls(
+                name=str(values["name"]),
+                weights=str(values["weights"]),
+                storage=str(values["storage"]),
+                precisions={key: tuple(value) for key, value in values["precisions"].items()},
+                defaults=SamplingDefaults(**values["defaults"]),
+                provenance=dict(values["provenance"]),
+                licences=tuple(values["licences"]),
+                files={
+                    name: FileEntry(str(entry["sha256"]), int(entry["size"]))
+                    for name, entry in values["files"].items()
+                },
+                contract=dict(values["contract"]),
+                probes=dict(values["probes"]),
+                version=str(values["version"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(
+                f"{where}: not a valid manifest ({type(error).__name__}: {error}); "
+                "export the bundle again"
+            ) from error
+        for name in manifest.files:
+            check_inside(name, where)
+        return manifest
+
+
+def check_inside(name: str, where: Path) -> None:
+    """A manifest's path may not leave the bundle, whatever the operating system."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+        raise BundleError(f"{where}: the path {name!r} leaves the bundle; do not use this bundle")
+
+
+def tokenizer_file(encoder: int) -> PurePosixPath:
+    """diffusers' folders: tokenizer, tokenizer_2."""
+    folder = "tokenizer" if encoder == 0 else f"tokenizer_{encoder + 1}"
+    return PurePosixPath(folder, "tokenizer.json")
+
+
+def null_text_names(encoders: int) -> list[tuple[str, str]]:
+    """Tensor names of the stored empty prompt, per encoder (hidden, mask)."""
+    return [(f"hidden_{i + 1}", f"mask_{i + 1}") for i in range(encoders)]
+
+
+def packaged_names() -> list[str]:
+    """Bundles that ship inside the package."""
+    return sorted(folder.parent.name for folder in PACKAGED.glob(f"*/{MANIFEST}"))
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """A packaged bundle's name, or a folder; raises BundleError that lists what there is."""
+    if str(name_or_path) in packaged_names():
+        return PACKAGED / str(name_or_path)
+    folder = Path(name_or_path)
+    if (folder / MANIFEST).is_file():
+        return folder.resolve()
+    if (folder / "model_index.json").is_file():
+        raise BundleError(
+            f"{folder}: a checkpoint, not a bundle; run: gentron-export --checkpoint {folder}"
+        )
+    raise BundleError(
+        f"bundle {str(name_or_path)!r} was not found: it is neither a folder with {MANIFEST} nor "
+        f"one of the packaged bundles ({', '.join(packaged_names()) or 'none'}); "
+        "make one with gentron-export --model PRESET"
+    )
+
+
+def sha256_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: verified files, the model's configuration, its contract."""
+
+    path: Path
+    manifest: Manifest
+    digest: str  # sha256 of the manifest, which holds the sha256 of everything else
+    config: GenTronConfig
+    schedule: NoiseSchedule
+    vae_factor: int
+    components: Mapping[str, Component]
+
+    @classmethod
+    def open(cls, name_or_path: str | Path, *, verify: bool = True) -> Bundle:
+        """Reads and checks a bundle. `verify=False` checks sizes but not digests."""
+        path = locate(name_or_path)
+        text = _read(path / MANIFEST)
+        manifest = Manifest.from_json(text, path / MANIFEST)
+        verify_files(path, manifest, digests=verify)
+        config = GenTronConfig.from_dict(_config(path / "transformer" / "config.json"))
+        factor = vae_factor(_config(path / "vae" / "config.json"))
+        components = contract(config, factor)
+        derived = {name: component.to_dict() for name, component in components.items()}
+        if json.loads(json.dumps(derived)) != manifest.contract:
+            raise BundleError(
+                f"{path}: its contract is not the one this version derives from its "
+                "configuration; export it again with this version"
+            )
+        return cls(
+            path=path,
+            manifest=manifest,
+            digest=hashlib.sha256(text.encode()).hexdigest(),
+            config=config,
+            schedule=NoiseSchedule.from_config(
+                _config(path / "scheduler" / "scheduler_config.json", keep_class=True)
+            ),
+            vae_factor=factor,
+            components=components,
+        )
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        return native_size(self.config, self.vae_factor)
+
+    def graph(self, component: str, precision: str) -> Path:
+        """The component's graph; raises BundleError that names the precisions there are."""
+        there = self.manifest.precisions.get(component, ())
+        if precision not in there:
+            raise BundleError(
+                f"{self.path}: {component} has no {precision} graph, only {', '.join(there)}; "
+                f"export it again with --{precision}"
+            )
+        return self.path / self.components[component].graph_file(precision)
+
+
+def verify_files(path: Path, manifest: Manifest, *, digests: bool) -> None:
+    """Names the first file that is missing, of another size, outside the folder, or altered."""
+    root = path.resolve()
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{file}: missing from the bundle; copy or export it again")
+        if not file.resolve().is_relative_to(root):
+            raise BundleError(f"{file}: a link that leaves the bundle; replace it by a copy")
+        if (size := file.stat().st_size) != entry.size:
+            raise BundleError(
+                f"{file}: {size} bytes, the manifest says {entry.size}: truncated or replaced; "
+                "copy or export it again"
+            )
+    if not digests:
+        return
+    for name, entry in manifest.files.items():
+        if sha256_file(path / name) != entry.sha256:
+            raise BundleError(
+                f"{path / name}: contents differ from the manifest's sha256: swapped, edited or "
+                "damaged; copy or export it again"
+            )
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file}: cannot be read: {error}") from error
+
+
+def _config(file: Path, *, keep_class: bool = False) -> dict[str, Any]:
+    try:
+        values = json.loads(_read(file))
+    except ValueError as error:
+        raise BundleError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise BundleError(f"{file}: expected a JSON object")
+    if keep_class:
+        return values
+    return {key: value for key, value in values.items() if not key.startswith("_")}

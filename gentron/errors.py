@@ -1,0 +1,39 @@
+"""What a caller can get wrong. Each message is one line: the field or file, what came, what to do.
+
+The command line turns these into exit code 2, a service into HTTP 4xx. Anything else that is
+raised is a defect of this project.
+"""
+
+from __future__ import annotations
+
+
+class GenTronError(Exception):
+    """Base of every error that a caller, an operator or a damaged file can cause."""
+
+
+class RequestError(GenTronError, ValueError):
+    """A request asks for something that cannot be done; `field` names the argument at fault."""
+
+    def __init__(self, field: str, message: str):
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class BundleError(GenTronError):
+    """A bundle or checkpoint is missing, damaged or of a kind this version cannot read."""
+
+
+class BackendError(GenTronError):
+    """A backend was asked for that cannot run here, or that did not do what was asked."""
+
+
+class NonFiniteError(GenTronError):
+    """A component produced NaN or infinity; names the component and, in the loop, the step."""
+
+
+class ParityError(GenTronError):
+    """An exported graph disagrees with the PyTorch module it was traced from."""
+
+
+class OutputError(GenTronError):
+    """A result could not be written: missing folder, unknown suffix, full disk."""

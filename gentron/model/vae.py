@@ -1,0 +1,50 @@
+"""Any diffusers autoencoder with `decode`, seen from model latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from gentron.errors import BundleError
+
+
+def new_vae(config: dict[str, Any]) -> nn.Module:
+    """The diffusers class that `_class_name` names, with this configuration."""
+    name = config.get("_class_name", "")
+    kind = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
+    if kind is None or not hasattr(kind, "decode"):
+        raise BundleError(
+            f"vae/config.json: _class_name {name!r} is not a diffusers autoencoder with decode"
+        )
+    model: nn.Module = kind.from_config(config)
+    return model
+
+
+class VaeDecoder(nn.Module):
+    """Model latents [K, C, h, w] float32 -> pixels [K, 3, H, W] float32 in about [-1, 1].
+
+    The scale comes from the autoencoder's own configuration: `latents_mean` and `latents_std` per
+    channel where it has them, else `scaling_factor` and `shift_factor`.
+    """
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+        config = vae.config
+        scale = float(config.get("scaling_factor") or 1.0)
+        shift = float(config.get("shift_factor") or 0.0)
+        self.std = [float(v) for v in config.get("latents_std") or [1 / scale]]
+        self.mean = [float(v) for v in config.get("latents_mean") or [shift]]
+
+    def forward(self, latents: Tensor) -> Tensor:
+        std, mean = _per_channel(self.std), _per_channel(self.mean)
+        dtype = next(self.vae.decoder.parameters()).dtype
+        return self.vae.decode((latents * std + mean).to(dtype), return_dict=False)[0].float()
+
+
+def _per_channel(values: list[float]) -> Tensor:
+    """[C, 1, 1] float32, spelled so that a tracer sees numbers rather than a stored tensor."""
+    return torch.stack([torch.full((1, 1), value, dtype=torch.float32) for value in values])

@@ -1,0 +1,126 @@
+"""One sample's way through the loop, and the packing of many samples into one engine call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gentron.contract import MAX_BRANCHES, STATE_SLOTS, UPDATE_TERMS
+from gentron.guidance import Branch
+from gentron.noise import INITIAL, normal
+from gentron.runtime.text import EncodedText
+from gentron.solvers import SolverTable
+
+LatentShape = tuple[int, int, int, int]  # (F, C, h, w)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything a sample needs, as values: nothing of it is shared with any other request."""
+
+    table: SolverTable
+    branches: tuple[Branch, ...]
+    prompt: EncodedText
+    negative: EncodedText
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        return len(self.table.timesteps)
+
+    def text_of(self, branch: Branch) -> EncodedText:
+        return self.prompt if branch.text else self.negative
+
+    def initial_noise(self, shape: LatentShape) -> npt.NDArray[np.float32]:
+        noise = normal(self.seed, INITIAL, shape[0], shape[1:])
+        return noise * np.float32(self.table.initial_scale)
+
+    def needs_noise(self, step: int) -> bool:
+        return step < self.steps and bool(self.table.uses_noise[step])
+
+    def noise(self, step: int, shape: LatentShape) -> npt.NDArray[np.float32]:
+        return normal(self.seed, step + 1, shape[0], shape[1:])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The small per-step inputs of the denoiser: which rows there are and what becomes of them."""
+
+    row_sample: npt.NDArray[np.int64]  # [R]
+    row_modulation: npt.NDArray[np.int64]  # [R]
+    row_text: npt.NDArray[np.int64]  # [R]
+    row_motion_free: npt.NDArray[np.bool_]  # [R]
+    slots: npt.NDArray[np.int64]  # [B, 3]
+    guidance: npt.NDArray[np.float32]  # [B, 3]
+    update: npt.NDArray[np.float32]  # [B, 3, 5]
+
+
+class Conditioning:
+    """Row numbers of the conditioning tables: texts by prompt, modulation by (text, timestep).
+
+    A model without pooled text shares its modulation rows between texts.
+    """
+
+    def __init__(self, samples: Sequence[Sample], *, pooled: bool):
+        self._pooled = pooled
+        self.texts: list[EncodedText] = []
+        self.modulation: list[tuple[EncodedText, float]] = []
+        self._text_row: dict[str, int] = {}
+        self._modulation_row: dict[tuple[str | None, float], int] = {}
+        for sample in samples:
+            for text in {t.prompt: t for t in map(sample.text_of, sample.branches)}.values():
+                if text.prompt not in self._text_row:
+                    self._text_row[text.prompt] = len(self.texts)
+                    self.texts.append(text)
+                for time in sample.table.timesteps:
+                    key = self._key(text, float(time))
+                    if key not in self._modulation_row:
+                        self._modulation_row[key] = len(self.modulation)
+                        self.modulation.append((text, float(time)))
+
+    def _key(self, text: EncodedText, time: float) -> tuple[str | None, float]:
+        return (text.prompt if self._pooled else None), time
+
+    def text_row(self, text: EncodedText) -> int:
+        return self._text_row[text.prompt]
+
+    def modulation_row(self, text: EncodedText, time: float) -> int:
+        return self._modulation_row[self._key(text, time)]
+
+
+def pack(samples: Sequence[Sample], step: int, conditioning: Conditioning) -> Rows:
+    """The rows of every sample that still has a step `step` to do.
+
+    A sample that is already done costs no row: its state passes through unchanged.
+    """
+    row_sample, row_modulation, row_text, row_motion_free = [], [], [], []
+    slots = np.zeros((len(samples), MAX_BRANCHES), np.int64)
+    guidance = np.zeros((len(samples), MAX_BRANCHES), np.float32)
+    update = np.zeros((len(samples), STATE_SLOTS, UPDATE_TERMS), np.float32)
+    for index, sample in enumerate(samples):
+        if step >= sample.steps:
+            update[index, range(STATE_SLOTS), range(STATE_SLOTS)] = 1
+            continue
+        slots[index] = len(row_sample)  # unused slots repeat the first branch, with weight 0
+        time = float(sample.table.timesteps[step])
+        for slot, branch in enumerate(sample.branches):
+            text = sample.text_of(branch)
+            slots[index, slot] = len(row_sample)
+            guidance[index, slot] = branch.weight
+            row_sample.append(index)
+            row_modulation.append(conditioning.modulation_row(text, time))
+            row_text.append(conditioning.text_row(text))
+            row_motion_free.append(not branch.motion)
+        update[index] = sample.table.updates[step]
+    return Rows(
+        np.asarray(row_sample, np.int64),
+        np.asarray(row_modulation, np.int64),
+        np.asarray(row_text, np.int64),
+        np.asarray(row_motion_free, np.bool_),
+        slots,
+        guidance,
+        update,
+    )

@@ -1,0 +1,103 @@
+"""Prompts to embeddings, once per new prompt: a bounded cache in front of the text encoders."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gentron.bundle import NULL_TEXT, Bundle, null_text_names, tokenizer_file
+from gentron.contract import text_encoder_name
+from gentron.engines import Engine
+from gentron.runtime.finite import check_finite
+from gentron.runtime.tokenizer import PromptTokenizer, Tokens
+
+log = logging.getLogger(__name__)
+CACHED_PROMPTS = 64  # about 50 kB each for `emoji`, 2 MB for CLIP-L with T5-XXL
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One prompt through every encoder of the model, on the host; arrays are read-only."""
+
+    prompt: str
+    hidden: tuple[npt.NDArray[np.float32], ...]  # per encoder [L, W]
+    mask: tuple[npt.NDArray[np.int64], ...]  # per encoder [L]
+    pooled: npt.NDArray[np.float32] | None  # [P]
+    lost: str  # words that the shortest tokenizer cut off
+
+
+class TextStage:
+    """Tokenizers, encoders and cache; may be called from several threads."""
+
+    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]):
+        self._config = bundle.config
+        self._engines = [engines[text_encoder_name(i)] for i in range(len(bundle.config.text))]
+        self._tokenizers = [
+            PromptTokenizer(bundle.path / tokenizer_file(i), text.max_tokens)
+            for i, text in enumerate(bundle.config.text)
+        ]
+        self._cache: OrderedDict[str, EncodedText] = OrderedDict()
+        self._lock = threading.Lock()
+        self._null = _stored_null(bundle)
+
+    def encode(self, prompts: Sequence[str]) -> list[EncodedText]:
+        """Each prompt on its own, so that an embedding never depends on its neighbours."""
+        return [self._one(prompt) for prompt in prompts]
+
+    def _one(self, prompt: str) -> EncodedText:
+        if prompt == "":
+            return self._null
+        with self._lock:
+            if prompt in self._cache:
+                self._cache.move_to_end(prompt)
+                return self._cache[prompt]
+        encoded = self._run(prompt)
+        with self._lock:
+            self._cache[prompt] = encoded
+            while len(self._cache) > CACHED_PROMPTS:
+                self._cache.popitem(last=False)
+        return encoded
+
+    def _run(self, prompt: str) -> EncodedText:
+        tokens = [tokenizer(prompt) for tokenizer in self._tokenizers]
+        hidden, pooled = [], None
+        for engine, one in zip(self._engines, tokens, strict=True):
+            out = engine.run({"input_ids": one.ids[None], "attention_mask": one.mask[None]})
+            for values in out.values():
+                check_finite(values, engine.component.name)
+            hidden.append(_frozen(out["hidden"][0]))
+            if "pooled" in out:
+                pooled = _frozen(out["pooled"][0])
+        lost = max((one.lost for one in tokens), key=len)
+        return EncodedText(
+            prompt, tuple(hidden), tuple(_frozen(t.mask) for t in tokens), pooled, lost
+        )
+
+    def tokens(self, prompt: str) -> list[Tokens]:
+        return [tokenizer(prompt) for tokenizer in self._tokenizers]
+
+
+def _stored_null(bundle: Bundle) -> EncodedText:
+    from safetensors.numpy import load_file
+
+    values = load_file(bundle.path / NULL_TEXT)
+    names = null_text_names(len(bundle.config.text))
+    return EncodedText(
+        prompt="",
+        hidden=tuple(_frozen(values[hidden]) for hidden, _ in names),
+        mask=tuple(_frozen(values[mask]) for _, mask in names),
+        pooled=_frozen(values["pooled"]) if "pooled" in values else None,
+        lost="",
+    )
+
+
+def _frozen(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    values.setflags(write=False)
+    return values
