@@ -32,7 +32,7 @@ def warn(message: str) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
     """`128x96` -> (width, height)."""
 
     name = "WxH"

@@ -120,9 +120,7 @@ def _read_prompts(file: Path | None) -> list[str]:
     return found
 
 
-def _repeat(
-    pipe: Pipeline, metadata: dict[str, Any], output: Path | None, as_json: bool
-) -> None:
+def _repeat(pipe: Pipeline, metadata: dict[str, Any], output: Path | None, as_json: bool) -> None:
     from gentron.runtime.repeat import differences, settings_of
 
     settings, row = settings_of(metadata)

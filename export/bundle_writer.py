@@ -37,7 +37,7 @@ from gentron.export.parity import compare, load_reference, reference_outputs, re
 from gentron.export.source import Origin, from_checkpoint, from_preset
 from gentron.export.stand_in import padded_tokenizer
 from gentron.export.storage import write_folder
-from gentron.export.trace import Traceable, trace
+from gentron.export.tracing import Traceable, trace
 from gentron.latents import vae_factor
 from gentron.presets import preset
 from gentron.probe import ProbeCase, probe_sizes, save_probes
@@ -165,10 +165,10 @@ class _Writer:
             file.write_text(ready + "\n", "utf-8")
 
     def _export(self, part: Part) -> tuple[str, ...]:
-        component, folder = part.component, self.folder / part.component.folder
+        component = part.component
         weights = self._weights(part)
         with torch.device("cpu"):
-            module = load_reference(part.build(), weights.tensors, folder)
+            module = load_reference(part.build(), weights.tensors)
         cases = self._cases(part)
         self.progress(component.name, "reference")
         wanted = [reference_outputs(component, module, case) for case in cases]

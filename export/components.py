@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def parts(source: Source) -> dict[str, Part]:
         name = text_encoder_name(index)
         found[name] = Part(
             components[name],
-            lambda index=index, values=values: _text_encoder(config, index, values),
+            partial(_text_encoder, config, index, values),
             prefixes=("model.", ""),
         )
     if "text_projection" in components:

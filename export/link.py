@@ -39,7 +39,8 @@ def link_weights(model: ir.Model, weights: WeightMap, *, prefix: str) -> None:
             stored_name = name.removeprefix(prefix)
             assert stored_name in weights.tensors, f"{stored_name} is not stored"
             stored = weights.tensors[stored_name]
-            assert value.shape is not None and value.shape.numpy() == stored.shape, stored_name
+            assert value.shape is not None, stored_name
+            assert value.shape.numpy() == stored.shape, stored_name
             wanted = value.dtype
             assert wanted is not None
             stored_type = STORED_TYPES[stored.dtype]
@@ -71,4 +72,4 @@ def link_weights(model: ir.Model, weights: WeightMap, *, prefix: str) -> None:
             ir.convenience.replace_all_uses_with(value, replacement)
     first = next(iter(graph), None)
     if first is not None and casts:
-        graph.insert_before(first, [value.producer() for value in casts.values()])  # type: ignore[misc]
+        graph.insert_before(first, [value.producer() for value in casts.values()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,7 @@ def require(agreements: list[Agreement]) -> None:
         )
 
 
-def reference_outputs(
-    component: Component, module: nn.Module, case: ProbeCase
-) -> dict[str, Array]:
+def reference_outputs(component: Component, module: nn.Module, case: ProbeCase) -> dict[str, Array]:
     """Torch's float32 outputs for a probe case."""
     inputs = probe_inputs(component, case)
     with torch.inference_mode():
@@ -113,9 +112,7 @@ def reference_outputs(
     }
 
 
-def load_reference(
-    module: nn.Module, tensors: dict[str, StoredTensor], folder: Path
-) -> nn.Module:
+def load_reference(module: nn.Module, tensors: Mapping[str, StoredTensor]) -> nn.Module:
     """Fills a float32 module with the bundle's stored weights, as every engine sees them."""
     state = {}
     for name, stored in tensors.items():

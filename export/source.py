@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Origin:
                 name,
                 tuple(values.shape),
                 _stored_type(folder, values, storage),
-                lambda name=name, shape=tuple(values.shape): self.read(folder, name, shape),
+                partial(self.read, folder, name, tuple(values.shape)),
             )
             for name, values in expected_tensors(self.source, folder)
         ]
@@ -136,7 +137,7 @@ def from_checkpoint(folder: Path) -> Origin:
     for name, tensors in stored.items():
         _check_tensors(folder / name, dict(expected_tensors(source, name)), tensors)
 
-    def read(part: str, name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(part: str, name: str, _: tuple[int, ...]) -> Tensor:
         with safe_open(stored[part][name].file, framework="pt") as file:
             values: Tensor = file.get_tensor(name)
             return values

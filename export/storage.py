@@ -52,9 +52,7 @@ def write_folder(
     if len(shards) == 1:
         names = [f"{stem}.safetensors"]
     else:
-        names = [
-            f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
-        ]
+        names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         index = {
             "metadata": {"total_size": sum(t.length for t in tensors)},
             "weight_map": {t.name: n for n, s in zip(names, shards, strict=True) for t in s},

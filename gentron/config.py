@@ -101,7 +101,9 @@ class GenTronConfig:
         try:
             return cls(text=tuple(TextConfig(**item) for item in text), **given)
         except TypeError as error:
-            raise BundleError(f"transformer config: {error}; was it written by a newer version?")
+            raise BundleError(
+                f"transformer config: {error}; was it written by a newer version?"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ def probe_inputs(component: Component, case: ProbeCase) -> dict[str, Array]:
     }  # fmt: skip
 
 
-def in_compute_type(component: Component, inputs: dict[str, Array], compute: str) -> dict[str, Array]:
+def in_compute_type(
+    component: Component, inputs: dict[str, Array], compute: str
+) -> dict[str, Array]:
     """The same inputs in the types of a graph that computes in `compute`."""
     return {
         spec.name: np.ascontiguousarray(inputs[spec.name].astype(spec.numpy_dtype(compute)))
@@ -55,28 +57,26 @@ def in_compute_type(component: Component, inputs: dict[str, Array], compute: str
 
 def _input(spec: TensorSpec, case: ProbeCase, index: int) -> Array:
     shape = tuple(case.sizes[a] if isinstance(a, str) else a for a in spec.axes)
-    values = normal(case.seed, index, 1, shape)[0]
+    values: Array = normal(case.seed, index, 1, shape)[0]
     if spec.name == "input_ids":
         return np.asarray(case.token_ids, np.int64)
     if spec.name == "attention_mask":
         return np.asarray(case.token_mask, np.int64)
+    if spec.dtype == "bool":
+        return np.asarray(values > 0)
     if spec.name in INDEX_AXES:
-        count = case.sizes[INDEX_AXES[spec.name]]
-        return (np.abs(values) * 1000).astype(np.int64) % count
-    if spec.name == "timesteps":
+        values = np.abs(values) * 1000 // 1 % case.sizes[INDEX_AXES[spec.name]]
+    elif spec.name == "timesteps":
         values = 1000 / (1 + np.exp(-2 * values))
     elif spec.name.startswith("mask_"):
         values = _first_tokens(shape)
-        return values.astype(np.int64)
     elif spec.name.startswith("text_bias_"):
         values = (1 - _first_tokens(shape)) * MASKED
     elif spec.name in ("modulation", "final_modulation"):
         values = values * TABLE_SCALE
-    elif spec.dtype == "bool":
-        return values > 0
     if spec.dtype == COMPUTE or spec.name.startswith("hidden_"):
         values = values.astype(np.float16)
-    return values.astype(np.float32)
+    return values.astype("float32" if spec.dtype == COMPUTE else spec.dtype)
 
 
 def _first_tokens(shape: tuple[int, ...]) -> Array:

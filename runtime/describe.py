@@ -14,8 +14,19 @@ from gentron.engines import backend_reports
 from gentron.runtime.result import machine
 from gentron.solvers import solvers_for
 
-PACKAGES = ("numpy", "pillow", "av", "tokenizers", "safetensors", "onnxruntime",
-            "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu12-libs", "torch")  # fmt: skip
+PACKAGES = (
+    "numpy",
+    "pillow",
+    "av",
+    "tokenizers",
+    "safetensors",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu12-libs",
+    "torch",
+)
 
 
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:

@@ -100,7 +100,8 @@ def read_metadata(file: Path) -> dict[str, Any]:
         metadata = None
     if not isinstance(metadata, dict):
         raise RequestError(
-            "like", f"{file}: carries no settings; only images that gentron-run wrote can be repeated"
+            "like",
+            f"{file}: carries no settings; only images that gentron-run wrote can be repeated",
         )
     return metadata
 

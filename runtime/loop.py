@@ -81,9 +81,7 @@ class DenoiseLoop:
         assert self.done
         return self._states[(self.done - 1) % 2].read(), self._states[self.done % 2].read()
 
-    def _condition(
-        self, config: GenTronConfig, engines: Mapping[str, Engine]
-    ) -> dict[str, Buffer]:
+    def _condition(self, config: GenTronConfig, engines: Mapping[str, Engine]) -> dict[str, Buffer]:
         tables: dict[str, npt.NDArray[np.generic]] = {}
         if "text_projection" in engines:
             feeds: dict[str, npt.NDArray[np.generic]] = {}

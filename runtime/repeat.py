@@ -15,7 +15,7 @@ def settings_of(metadata: dict[str, Any]) -> tuple[Settings, int]:
     missing = [name for name in (*fields, "row") if name not in metadata]
     if missing:
         raise RequestError("like", f"the file's settings lack {', '.join(missing)}")
-    kinds = {"str": str, "int": int, "float": (int, float)}
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
     for name, entry in fields.items():
         if not isinstance(metadata[name], kinds[str(entry.type)]):
             raise RequestError("like", f"the file's {name} is {metadata[name]!r}")

@@ -96,7 +96,10 @@ def pack(samples: Sequence[Sample], step: int, conditioning: Conditioning) -> Ro
 
     A sample that is already done costs no row: its state passes through unchanged.
     """
-    row_sample, row_modulation, row_text, row_motion_free = [], [], [], []
+    row_sample: list[int] = []
+    row_modulation: list[int] = []
+    row_text: list[int] = []
+    row_motion_free: list[bool] = []
     slots = np.zeros((len(samples), MAX_BRANCHES), np.int64)
     guidance = np.zeros((len(samples), MAX_BRANCHES), np.float32)
     update = np.zeros((len(samples), STATE_SLOTS, UPDATE_TERMS), np.float32)

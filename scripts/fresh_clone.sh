@@ -4,7 +4,7 @@
 #
 #   scripts/fresh_clone.sh [--keep]     --keep leaves the temporary folder behind
 #
-# PYTHON names the interpreter (default: python3). Needs git, a package index and about 4 GB in TMPDIR.
+# PYTHON names the interpreter (default: python3). Needs git, a package index and 4 GB in TMPDIR.
 set -euo pipefail
 
 keep=false

@@ -37,7 +37,8 @@ class Conditioner(nn.Module):
         self.final = nn.Linear(config.width, 2 * config.width, dtype=torch.float32)
 
     def forward(self, timesteps: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """timesteps [T] in 0..1000, pooled [T, P] -> modulation [T, depth, 6, D], final [T, 2, D]."""
+        """timesteps [T] in 0..1000, pooled [T, P] -> modulation [T, depth, 6, D] and the final
+        norm's shift and scale, float32 [T, 2, D]."""
         c = self.time(sinusoid(timesteps, self.config.time_features))
         if self.text is not None:
             assert pooled is not None
@@ -71,9 +72,8 @@ class TextProjection(nn.Module):
         ):
             dtype = blocks[0].to_kv.weight.dtype
             table = torch.stack([block(tokens.to(dtype)) for block in blocks], dim=1)
-            if text.attend_padding:
-                real = torch.ones_like(real)
-            tables.append((table, ((1 - real).to(dtype) * MASKED)[:, None, None, :]))
+            padding = torch.zeros_like(real) if text.attend_padding else 1 - real
+            tables.append((table, (padding.to(dtype) * MASKED)[:, None, None, :]))
         return tables
 
 

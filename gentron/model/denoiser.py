@@ -29,9 +29,7 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, heads, qk_norm)
         self.cross_norm = layer_norm if config.cross_attention_norm else nn.Identity()
         self.cross = (
-            CrossAttention(width, heads, qk_norm)
-            if config.injection == "cross_attention"
-            else None
+            CrossAttention(width, heads, qk_norm) if config.injection == "cross_attention" else None
         )
         self.temporal = TemporalAttention(width, heads, qk_norm) if config.temporal else None
         self.mlp = Mlp(width, config.mlp_width)
@@ -43,7 +41,8 @@ class Block(nn.Module):
         text: tuple[Tensor, Tensor] | None,
         motion: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """x [R, F, N, D]; modulation [R, 6, D]; text (keys and values, bias); motion (code, mask)."""
+        """x [R, F, N, D]; modulation [R, 6, D]; text is (keys and values, bias), motion is
+        (frame code, mask); each as its attention takes it."""
         rows = modulation[:, :, None, None, :].unbind(1)  # six of [R, 1, 1, D]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows
         x = x + gate_a * self.attention(modulate(layer_norm(x), shift_a, scale_a))
@@ -112,9 +111,7 @@ class Denoiser(nn.Module):
             x = block(x, rows[:, index], text, motion)
         shift, scale = final_modulation.index_select(0, row_modulation)[:, :, None, None].unbind(1)
         out = self.final(modulate(layer_norm(x.float()), shift, scale))
-        return rearrange(
-            out, "r f (y x) (p q c) -> r f c (y p) (x q)", p=p, q=p, y=height, x=width
-        )
+        return rearrange(out, "r f (y x) (p q c) -> r f c (y p) (x q)", p=p, q=p, y=height, x=width)
 
     def _frame_code(self, frames: int) -> Tensor:
         return sinusoid(torch.arange(frames), self.config.width)[:, None]  # [F, 1, D]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,15 @@ from gentron.config import GenTronConfig
 from gentron.model.conditioning import Conditioner, TextProjection
 from gentron.model.denoiser import Denoiser
 
-ZERO_INITIALISED = ("to_out", "adaln", "final")  # see GenTron.initialise
-RANDOM_STD = 0.02
+# Names of what `GenTron.initialise` sets to zero.
+ZERO_INITIALISED = re.compile(
+    r"(adaln\.\d+|(cross|temporal)\.to_out|(conditioner|denoiser)\.final)\."
+)
+RANDOM_STD = 0.02  # DiT's embeddings
 
 
 class GenTron(nn.Module):
-    """The forward pass of the paper is `denoise(latents, condition(t, pooled), project(tokens))`."""
+    """The paper's forward pass: `denoise(latents, condition(t, pooled), project(tokens))`."""
 
     def __init__(self, config: GenTronConfig):
         super().__init__()
@@ -32,7 +36,7 @@ class GenTron(nn.Module):
         text enters gradually) and of temporal attention (so that a video model fresh from an
         image model draws its frames), and the final linear.
         """
-        for name, module in self.named_modules():
+        for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
@@ -74,13 +78,13 @@ class GenTron(nn.Module):
 def random_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Seeded stand-in weights with no zero gates, so parity, engine size and timing mean something.
 
-    Norm scales are 1, biases and zero-initialised tensors N(0, 0.02), matrices 1/sqrt(fan in).
+    Norm scales are near 1; biases and whatever training starts at zero are N(0, 0.02); matrices
+    are N(0, 1 / fan in). float32.
     """
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, generator=generator)
     if len(shape) < 2:
-        norm_scale = name.endswith("weight")
-        return 1 + values * RANDOM_STD if norm_scale else values * RANDOM_STD
-    if any(part in name for part in ZERO_INITIALISED):
+        return values * RANDOM_STD + (1 if name.endswith("weight") else 0)
+    if ZERO_INITIALISED.search(name):
         return values * RANDOM_STD
     return values / math.sqrt(math.prod(shape[1:]))

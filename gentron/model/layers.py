@@ -1,4 +1,7 @@
-"""Pieces that the components share. Axis letters: R rows, F frames, N patches, L tokens, D width."""
+"""Pieces that the components share.
+
+Axis letters: R rows, F frames, N patches, L tokens, D width, d width of a head.
+"""
 
 from __future__ import annotations
 

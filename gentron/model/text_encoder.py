@@ -18,7 +18,7 @@ ATTENTION = "matmul_softmax_float32"
 
 
 def _attention(
-    module: nn.Module,
+    _: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -26,7 +26,7 @@ def _attention(
     *,
     scaling: float,
     position_bias: Tensor | None = None,
-    **_: object,
+    **__: object,
 ) -> tuple[Tensor, None]:
     """transformers' eager attention with a float32 softmax, in the form that compilers fuse.
 
@@ -71,7 +71,8 @@ class TextEncoder(nn.Module):
         self.eos_token_id = getattr(config, "eos_token_id", None)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """[U, L] int64 twice -> hidden [U, L, W] float32 and, if the model has one, pooled [U, W]."""
+        """Ids and mask, [U, L] int64 -> hidden [U, L, W] and, where there is one, pooled [U, W];
+        float32."""
         # Positions are explicit, because a buffer has no values while tracing without weights.
         positions = torch.arange(input_ids.shape[1])[None]
         if self.text.family == "clip":

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -158,7 +159,8 @@ def flow_loss(
     batch: int,
     seed: int,
 ) -> Tensor:
-    """Squared error of the velocity `noise - x0` at `x_t = (1 - t) x0 + t noise`, t logit-normal."""
+    """Squared error of the velocity `noise - x0` at `x_t = (1 - t) x0 + t noise`; t is the sigmoid
+    of a normal."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(pool.latents), (batch,), generator=generator)
     clean = pool.latents[rows].float()
@@ -192,7 +194,7 @@ def sample_latents(
         torch.cat([text, empty.expand_as(text)]) for text, empty in zip(texts, null, strict=True)
     )
     times = torch.linspace(1, 0, steps + 1)
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         t = (now * FLOW_TIMESTEPS).expand(2 * count)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             velocity = model(torch.cat([x, x]), t, [hidden], [mask], pooled)

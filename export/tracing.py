@@ -47,9 +47,7 @@ def trace(traceable: Traceable, compute: str, weights: WeightMap) -> ir.Model:
         examples = tuple(
             torch.zeros(
                 [EXAMPLE_SIZES[a] if isinstance(a, str) else a for a in spec.axes],
-                dtype=TORCH_TYPES[compute]
-                if spec.dtype == COMPUTE
-                else getattr(torch, spec.dtype),
+                dtype=TORCH_TYPES[compute] if spec.dtype == COMPUTE else getattr(torch, spec.dtype),
             )
             for spec in component.inputs
         )
@@ -127,7 +125,8 @@ def _name_axes(model: ir.Model, component: Component, compute: str) -> None:
                 value.dtype.name, value.dtype.name.lower()
             )
             assert found == wanted, f"{component.name}.{spec.name}: {found}, contract {wanted}"
-            assert value.shape is not None and len(value.shape) == len(spec.axes), spec.name
+            assert value.shape is not None, spec.name
+            assert len(value.shape) == len(spec.axes), spec.name
             for traced, axis in zip(value.shape, spec.axes, strict=True):
                 symbolic = isinstance(traced, ir.SymbolicDim)
                 assert symbolic == isinstance(axis, str), f"{spec.name}: axis {axis} is {traced}"

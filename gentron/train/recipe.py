@@ -1,9 +1,8 @@
-"""`gentron-train emoji`: sprites -> autoencoder -> latent pool -> denoiser, resumable throughout."""
+"""`gentron-train emoji`: sprites -> autoencoder -> latent pool -> denoiser, all resumable."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from gentron.model import GenTron
 from gentron.presets import EMOJI
 from gentron.train.autoencoder import train_autoencoder
+from gentron.train.checkpoint import write_checkpoint
 from gentron.train.checkpointing import Run
 from gentron.train.denoiser import LatentPool, build_pool, sample_latents, train_denoiser
 from gentron.train.scenes import find_font, load_sprites, nouns
@@ -60,7 +60,6 @@ def train_emoji(
     *,
     font: Path | None = None,
     compile: bool = True,
-    on_checkpoint: Callable[[GenTron, torch.nn.Module, LatentPool, int], None] | None = None,
 ) -> None:
     """Runs whatever the folder does not hold yet. Stop it at any time; call again to go on."""
     names = nouns()
@@ -81,8 +80,17 @@ def train_emoji(
         pictures = decode(autoencoder, latents, pool)
         save_grid(pictures, folder / "grids" / f"{step:06}.png", columns=4)
         save_curve(folder)
-        if on_checkpoint is not None:
-            on_checkpoint(model, autoencoder, pool, step)
+        provenance = {
+            "recipe": "gentron-train emoji",
+            "autoencoder_images": recipe.autoencoder_images,
+            "pool_images": recipe.pool_images,
+            "denoiser_steps": step,
+            "batch": recipe.batch,
+            "seed": recipe.seed,
+        }
+        write_checkpoint(
+            folder / "checkpoint", model, autoencoder, pool, text, provenance=provenance
+        )
 
     log.info("denoiser: %d steps of %d", recipe.denoiser_steps, recipe.batch)
     train_denoiser(

@@ -1,0 +1,78 @@
+"""Bundles that tests share: tiny models exported once, and kept while no source has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gentron.runtime import Pipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _sources_digest() -> str:
+    import diffusers
+    import onnxscript
+    import torch
+    import transformers
+
+    digest = hashlib.sha256()
+    for module in (torch, transformers, diffusers, onnxscript):
+        digest.update(module.__version__.encode())
+    for folder in ("gentron", "export"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            if "train" not in file.parts:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`exported("tiny")` is the fp16 bundle of a preset; do not write into it."""
+    root = Path(request.config.cache.mkdir("bundles")) / _sources_digest()
+
+    def get(preset: str, precision: str = "fp16") -> Path:
+        from gentron.export.bundle_writer import export_bundle
+
+        folder = root / f"{preset}-{precision}"
+        if not (folder / "gentron.json").is_file():
+            root.mkdir(parents=True, exist_ok=True)
+            for stale in root.parent.iterdir():
+                if stale != root:
+                    shutil.rmtree(stale, ignore_errors=True)
+            export_bundle(model=preset, output=folder, **{precision: True})
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(exported: Callable[..., Path]) -> Path:
+    """Two interleaved encoders, epsilon prediction, random weights. Read-only."""
+    return exported("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_video_bundle(exported: Callable[..., Path]) -> Path:
+    """`tiny` with temporal attention. Read-only."""
+    return exported("tiny-video")
+
+
+@pytest.fixture
+def tiny_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle to damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.load(tiny_bundle) as pipeline:
+        yield pipeline
