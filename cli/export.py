@@ -44,7 +44,8 @@ def cli(
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        from gentron.export.bundle_writer import DEFAULT_SHARD, export_bundle
+        from gentron.export import export_bundle
+        from gentron.export.bundle_writer import DEFAULT_SHARD
     except ImportError as error:
         raise RequestError(
             "export", f"cannot import {error.name}; run: pip install 'gentron[export]'"

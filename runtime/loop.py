@@ -60,7 +60,7 @@ class DenoiseLoop:
         noisy = False
         for step in range(self.total):
             started = time.perf_counter()
-            feeds, calls = self._rows(pack(self.samples, step, self.conditioning))
+            calls = self._write_rows(pack(self.samples, step, self.conditioning))
             noisy = self._write_noise(step, noisy)
             calls[step % 2].run()
             self.calls += 1
@@ -69,7 +69,6 @@ class DenoiseLoop:
                 self._check(step - 1)
             if step == self.total - 1:
                 self._check(step)
-            del feeds
             yield LoopStep(step, self.total, time.perf_counter() - started)
 
     def latents(self) -> npt.NDArray[np.float32]:
@@ -126,8 +125,11 @@ class DenoiseLoop:
         self._noise.write(noise)
         return bool(drawn)
 
-    def _rows(self, rows: Rows) -> tuple[dict[str, Buffer], tuple[Call, Call]]:
-        """Writes the small inputs; binds on the first sight of a row count, then never again."""
+    def _write_rows(self, rows: Rows) -> tuple[Call, Call]:
+        """Writes the small inputs and returns the calls for even and odd steps.
+
+        Binds on the first sight of a row count, then never again.
+        """
         count = len(rows.row_sample)
         names = [s.name for s in self._engine.component.inputs if hasattr(rows, s.name)]
         if count not in self._bound:
@@ -145,7 +147,7 @@ class DenoiseLoop:
         small, calls = self._bound[count]
         for name in names:
             small[name].write(getattr(rows, name))
-        return small, calls
+        return calls
 
     def _check(self, step: int) -> None:
         bad = self._bad[step % 2].read()

@@ -37,16 +37,20 @@ RANDOM_WEIGHTS = (
 class Pipeline:
     """Loads every component of a bundle once; may be called from several threads."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, precision: str | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        precision: str | None = None,
+        decoder_precision: str = "fp32",
+    ):
         self.bundle, self.backend = bundle, backend
-        chosen = precision or backend.compute()
+        precision = precision or backend.compute()
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
         try:
             for name, component in bundle.components.items():
-                # The decoder's precision is its own: autoencoders often overflow float16.
-                there = bundle.manifest.precisions.get(name, ())
-                wanted = "fp32" if name == "vae_decoder" and chosen not in there else chosen
+                wanted = decoder_precision if name == "vae_decoder" else precision
                 self._engines[name] = backend.load(
                     component, bundle.graph(name, wanted), wanted, bundle.vae_factor
                 )
@@ -62,16 +66,18 @@ class Pipeline:
         *,
         backend: str | None = None,
         precision: str | None = None,
+        decoder_precision: str = "fp32",
         verify: bool = True,
     ) -> Pipeline:
         """Opens a bundle by packaged name or folder.
 
         `backend` is a name of `gentron-run doctor`; `precision` fp32 or fp16, the backend's own
-        choice by default. Raises BundleError for a missing, damaged or newer bundle, RequestError
+        choice by default. The decoder has its own, because autoencoders often overflow float16.
+        Raises BundleError for a missing, damaged or newer bundle, RequestError
         for an unknown backend, BackendError for one that cannot run here.
         """
         made = backend_named(backend)
-        return cls(Bundle.open(bundle, verify=verify), made, precision)
+        return cls(Bundle.open(bundle, verify=verify), made, precision, decoder_precision)
 
     @property
     def path(self) -> Path:

@@ -1,0 +1,158 @@
+"""An export is proven against PyTorch, repeatable to the byte, and all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gentron.bundle import Bundle
+from gentron.errors import ParityError
+from gentron.export import bundle_writer
+from gentron.export.bundle_writer import export_bundle
+from gentron.runtime import Pipeline
+
+TABLE_2 = ("tiny-clip-adaln", "tiny-clip", "tiny-t5")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "export-report.json"
+    }
+
+
+def test_exporting_a_checkpoint_twice_gives_the_same_bytes(exported, tmp_path):
+    """A bundle is a checkpoint too, so the first export is also the second one's source."""
+    first = exported("tiny-clip-adaln")
+    again = export_bundle(checkpoint=first, fp16=True, output=tmp_path / "again")
+    a, b = contents(first), contents(again)
+    # The manifest repeats what a preset knows of itself; everything else must be equal.
+    assert {k for k in a if a[k] != b.get(k)} <= {"gentron.json"}
+    third = export_bundle(checkpoint=again, fp16=True, output=tmp_path / "third")
+    manifests = [
+        {k: v for k, v in json.loads((f / "gentron.json").read_text()).items() if k != "name"}
+        for f in (again, third)
+    ]
+    assert manifests[0] == manifests[1]
+    assert contents(third).keys() == b.keys()
+
+
+@pytest.mark.parametrize("preset", TABLE_2)
+def test_every_text_variant_of_table_2_exports_and_runs(exported, preset):
+    with Pipeline.load(exported(preset)) as pipeline:
+        one = pipeline("a cat", seed=1)
+        assert one.images.shape == (1, 16, 16, 3)
+        other = pipeline("a dog", seed=1)
+    assert np.abs(one.latents - other.latents).max() > 1e-4  # the text arrives
+    names = {spec.name for spec in pipeline.bundle.components["denoiser"].inputs}
+    assert ("row_text" in names) == (preset != "tiny-clip-adaln")
+
+
+def test_the_report_holds_the_parity_of_every_output(tiny_bundle):
+    report = json.loads((tiny_bundle / "export-report.json").read_text())["parity"]
+    bundle = Bundle.open(tiny_bundle)
+    expected = {
+        (name, compute, spec.name)
+        for name, component in bundle.components.items()
+        for compute in ("float16", "float32")
+        for spec in component.outputs
+    }
+    assert {(r["component"], r["compute"], r["output"]) for r in report} == expected
+    assert all(r["passed"] for r in report)
+    assert max(r["max_relative"] for r in report if r["compute"] == "float32") < 2e-5
+    assert "export-report.json" not in bundle.manifest.files
+
+
+def test_a_graph_that_disagrees_with_torch_stops_the_export(tmp_path, monkeypatch):
+    original = bundle_writer.reference_outputs
+
+    def wrong(component, module, case):
+        outputs = original(component, module, case)
+        if component.name == "conditioner":
+            outputs["modulation"] = outputs["modulation"] * 1.001
+        return outputs
+
+    monkeypatch.setattr(bundle_writer, "reference_outputs", wrong)
+    monkeypatch.setattr(
+        bundle_writer, "parts", _only("conditioner", bundle_writer.parts)
+    )  # the others would cost time and prove nothing
+    with pytest.raises(ParityError, match=r"conditioner in float32: output modulation"):
+        export_bundle(model="tiny-clip-adaln", fp32=True, output=tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _only(name, parts):
+    return lambda source: {k: v for k, v in parts(source).items() if k == name}
+
+
+def test_bfloat16_graphs_are_checked_by_onnx_own_evaluator(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_writer, "parts", _only("conditioner", bundle_writer.parts))
+    monkeypatch.setattr(bundle_writer._Writer, "_write_manifest", lambda self, graphs: None)
+    folder = export_bundle(model="tiny-clip-adaln", bf16=True, output=tmp_path / "bundle")
+    report = json.loads((folder / "export-report.json").read_text())["parity"]
+    half = [r for r in report if r["compute"] == "bfloat16"]
+    assert {r["runner"] for r in half} == {"onnx.reference"}
+    assert all(0 < r["max_relative"] < 0.15 for r in half if r["output"] == "modulation")
+    assert (folder / "transformer" / "conditioner.bf16.onnx").is_file()
+    assert (folder / "transformer" / "conditioner.fp32.onnx").is_file()
+
+
+def test_diffusers_and_transformers_open_the_parts_of_a_bundle(tiny_bundle):
+    import diffusers
+    import transformers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clip = transformers.CLIPTextModel.from_pretrained(tiny_bundle / "text_encoder")
+        t5 = transformers.T5EncoderModel.from_pretrained(tiny_bundle / "text_encoder_2")
+        vae = diffusers.AutoencoderKL.from_pretrained(tiny_bundle / "vae")
+        scheduler = diffusers.DPMSolverMultistepScheduler.from_pretrained(tiny_bundle / "scheduler")
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(tiny_bundle / "tokenizer" / "tokenizer.json")
+        )
+    assert clip.config.hidden_size == 32
+    assert t5.config.d_model == 48
+    assert vae.config.scaling_factor == 0.18215
+    assert scheduler.config.prediction_type == "epsilon"
+    assert len(tokenizer("a cat")["input_ids"]) == 16
+    # The encoder opened by transformers gives what our exported graph gives.
+    ids = torch.tensor([tokenizer("a cat")["input_ids"]])
+    with torch.inference_mode():
+        wanted = clip(input_ids=ids).last_hidden_state[0].numpy()
+    with Pipeline.load(tiny_bundle) as pipeline:
+        found = pipeline._text.encode(["a cat"])[0].hidden[0]
+    assert np.abs(found - wanted).max() / np.abs(wanted).max() < 1e-5
+
+
+def test_a_moved_bundle_still_runs(tiny_copy, tmp_path):
+    moved = tiny_copy.rename(tmp_path / "somewhere else")
+    with Pipeline.load(moved) as pipeline:
+        assert pipeline("a cat", seed=1, steps=1).images.any()
+
+
+def test_shards_hold_the_same_tensors_as_one_file(tmp_path):
+    from gentron.export.storage import TensorSource, write_folder
+    from gentron.weights import stored_tensors
+
+    values = {f"t{i}": torch.randn(3, 5 + i) for i in range(6)}
+    sources = [
+        TensorSource(name, tuple(v.shape), "F32", lambda v=v: v) for name, v in values.items()
+    ]
+    files = write_folder(tmp_path / "many", "model", sources, shard_size=200)
+    assert len(files) == 3
+    write_folder(tmp_path / "one", "model", sources, shard_size=10**9)
+    from safetensors.torch import load_file
+
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    for name, v in values.items():
+        assert torch.equal(load_file(tmp_path / "many" / index["weight_map"][name])[name], v)
+        assert torch.equal(load_file(tmp_path / "one" / "model.safetensors")[name], v)
+    assert stored_tensors(tmp_path / "many").keys() == values.keys()
+    assert max(file.stat().st_size for file in files) < 200 + 1000

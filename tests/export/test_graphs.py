@@ -1,0 +1,179 @@
+"""What the exported graphs look like: what compilers fuse, and nothing they choke on."""
+
+from __future__ import annotations
+
+import collections
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from gentron.bundle import Bundle
+from gentron.engines import backend_named
+from gentron.export.components import Source, parts
+from gentron.export.parity import TOLERANCES, compare, load_reference, reference_outputs
+from gentron.export.tracing import OPSET
+from gentron.probe import ProbeCase, probe_inputs
+from gentron.weights import stored_tensors
+
+COMPONENTS = ("text_encoder", "text_encoder_2", "text_projection", "conditioner", "denoiser",
+              "vae_decoder")  # fmt: skip
+GRAPHS = [(name, precision) for name in COMPONENTS for precision in ("fp16", "fp32")]
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_video_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_video_bundle)
+
+
+@pytest.fixture(scope="module")
+def models(bundle) -> dict[tuple[str, str], ir.Model]:
+    return {key: ir.load(bundle.graph(*key)) for key in GRAPHS}
+
+
+def kinds(model: ir.Model) -> collections.Counter:
+    return collections.Counter(node.op_type for node in model.graph)
+
+
+@pytest.mark.parametrize(("name", "precision"), GRAPHS)
+def test_every_axis_of_the_contract_is_symbolic_and_named(bundle, models, name, precision):
+    component, graph = bundle.components[name], models[name, precision].graph
+    for values, specs in ((graph.inputs, component.inputs), (graph.outputs, component.outputs)):
+        assert [value.name for value in values] == [spec.name for spec in specs]
+        for value, spec in zip(values, specs, strict=True):
+            axes = [d.value if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
+            assert axes == list(spec.axes), spec.name
+
+
+@pytest.mark.parametrize(("name", "precision"), GRAPHS)
+def test_weights_stay_outside_the_graph(bundle, models, name, precision):
+    model = models[name, precision]
+    for initializer in model.graph.initializers.values():
+        assert isinstance(initializer.const_value, ir.ExternalTensor), initializer.name
+    for node in model.graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR:
+                assert attribute.value.nbytes < 8192, node.name
+    assert bundle.graph(name, precision).stat().st_size < 2**20
+
+
+@pytest.mark.parametrize(("name", "precision"), GRAPHS)
+def test_the_checker_passes_and_the_opset_has_gelu(bundle, name, precision):
+    file = bundle.graph(name, precision)
+    onnx.checker.check_model(str(file), full_check=True)
+    opsets = {o.domain: o.version for o in onnx.load(file, load_external_data=False).opset_import}
+    assert opsets[""] == OPSET >= 20
+
+
+def test_both_precisions_read_the_same_bytes(models):
+    for name in COMPONENTS:
+        places = [
+            {
+                (v.const_value.location, v.const_value.offset, v.const_value.length)
+                for v in models[name, precision].graph.initializers.values()
+            }
+            for precision in ("fp16", "fp32")
+        ]
+        assert places[0] == places[1], name
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "denoiser"])
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_norms_are_single_nodes(models, name, precision):
+    found = kinds(models[name, precision])
+    assert found["LayerNormalization"] > 0
+    assert not found["Pow"]
+    assert not found["ReduceMean"]
+
+
+def test_each_block_has_one_gelu_and_three_fusible_attentions(bundle, models):
+    model = models["denoiser", "fp16"]
+    depth = bundle.config.depth
+    assert kinds(model)["Gelu"] == depth
+    assert kinds(model)["Softmax"] == 3 * depth  # spatial, cross, temporal
+    for node in model.graph:
+        if node.op_type == "Gelu":
+            assert node.attributes["approximate"].as_string() == "tanh"
+        if node.op_type == "Softmax":
+            assert _feeds_matmul(node)
+
+
+def _feeds_matmul(softmax: ir.Node) -> bool:
+    """Softmax -> (Cast) -> MatMul: the second half of the pattern that attention kernels match."""
+    users = [use.node for use in softmax.outputs[0].uses()]
+    if len(users) == 1 and users[0].op_type == "Cast":
+        users = [use.node for use in users[0].outputs[0].uses()]
+    return [user.op_type for user in users] == ["MatMul"]
+
+
+def test_the_tail_of_the_float16_denoiser_is_float32(models):
+    """Equation 6 multiplies rounding by the sum of its weights, 14 at 7.5 and 1.3."""
+    graph = models["denoiser", "fp16"].graph
+    final = graph.initializers["denoiser.final.weight"]
+    assert final.const_value.dtype == ir.DataType.FLOAT
+    assert graph.outputs[0].dtype == ir.DataType.FLOAT
+    half = [v for v in graph.initializers.values() if v.const_value.dtype == ir.DataType.FLOAT16]
+    assert len(half) > 0.9 * len(graph.initializers)
+
+
+def test_the_residual_stream_of_t5_is_float32_in_float16_graphs(models):
+    graph = models["text_encoder_2", "fp16"].graph
+    wide = [n for n in graph if n.op_type == "MatMul" and n.outputs[0].dtype == ir.DataType.FLOAT]
+    assert len(wide) >= 2  # `wo` of each of the two layers
+
+
+def test_graphs_hold_no_trace_of_the_machine_that_made_them(bundle):
+    for key in GRAPHS:
+        data = bundle.graph(*key).read_bytes()
+        for leak in (b"site-packages", b"/home", b"/root", b".py"):
+            assert leak not in data, key
+
+
+SIZES = [
+    {"B": 1, "R": 1, "F": 1, "T": 1, "U": 1, "K": 1, "h": 4, "w": 4},
+    {"B": 3, "R": 7, "F": 2, "T": 6, "U": 2, "K": 5, "h": 6, "w": 14},
+    {"B": 1, "R": 3, "F": 5, "T": 1, "U": 9, "K": 1, "h": 10, "w": 4},
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("name", COMPONENTS[2:])
+def test_graphs_equal_torch_at_sizes_never_traced(bundle, name, sizes):
+    component = bundle.components[name]
+    used = {a for spec in component.inputs for a in spec.axes if isinstance(a, str)}
+    case = ProbeCase(77, {axis: size for axis, size in sizes.items() if axis in used})
+    reference = reference_outputs(component, _reference(bundle, name), case)
+    with backend_named("onnxruntime") as backend:
+        engine = backend.load(component, bundle.graph(name, "fp32"), "fp32", bundle.vae_factor)
+        outputs = engine.run(probe_inputs(component, case))
+        engine.close()
+    for agreement in compare(component, "float32", case, outputs, reference, "onnxruntime"):
+        assert agreement.passed, agreement
+
+
+def _reference(bundle: Bundle, name: str) -> torch.nn.Module:
+    read = {file: json.loads((bundle.path / file).read_text())
+            for file in ("text_encoder/config.json", "text_encoder_2/config.json",
+                         "vae/config.json", "scheduler/scheduler_config.json")}  # fmt: skip
+    encoders = tuple(
+        {k: v for k, v in read[f"{n}/config.json"].items() if k != "architectures"}
+        for n in ("text_encoder", "text_encoder_2")
+    )
+    source = Source(
+        bundle.config, encoders, read["vae/config.json"], read["scheduler/scheduler_config.json"]
+    )
+    part = parts(source)[name]
+    module = part.build()
+    stored = stored_tensors(bundle.path / part.component.folder)
+    names = [*module.state_dict()]
+    return load_reference(module, {n: stored[part.stored_name(n)] for n in names})
+
+
+def test_a_tolerance_is_tighter_the_wider_the_type():
+    limits = [TOLERANCES[t].max_relative for t in ("float32", "float16", "bfloat16")]
+    assert limits == sorted(limits)
+    assert np.finfo(np.float16).eps < TOLERANCES["float16"].max_relative < 0.05

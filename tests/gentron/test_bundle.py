@@ -1,0 +1,417 @@
+"""Opening bundles: whatever was cut, flipped, swapped, edited or moved is found and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import gentron.bundle
+from gentron.bundle import FORMAT, MANIFEST, REPORT, Bundle, Manifest, locate, sha256_file
+from gentron.errors import BundleError
+from gentron.runtime import Pipeline
+
+Damage = Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]
+Values = dict[str, Any]
+WHERE = Path("gentron.json")
+FILES = (
+    "transformer/denoiser.fp32.onnx",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "transformer/config.json",
+    "tokenizer/tokenizer.json",
+    "scheduler/scheduler_config.json",
+    "probes/denoiser.safetensors",
+)
+
+
+def manifest_of(folder: Path) -> Values:
+    values: Values = json.loads((folder / MANIFEST).read_text("utf-8"))
+    return values
+
+
+def edit(folder: Path, change: Callable[[Values], Any]) -> None:
+    values = manifest_of(folder)
+    change(values)
+    (folder / MANIFEST).write_text(json.dumps(values), "utf-8")
+
+
+def seal(folder: Path, name: str) -> None:
+    """Writes a file's new size and digest into the manifest, as a careful editor would."""
+    new = {"sha256": sha256_file(folder / name), "size": (folder / name).stat().st_size}
+    edit(folder, lambda values: values["files"].update({name: new}))
+
+
+@pytest.fixture
+def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test if anything is loaded into an engine."""
+
+    def session(*_: object, **__: object) -> None:
+        pytest.fail("an engine was made")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+
+
+# --- a bundle as it should be ---
+
+
+def test_a_bundle_opens_with_what_its_files_say(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    assert bundle.manifest.name == "tiny"
+    assert bundle.manifest.weights == "random"
+    assert bundle.native_size == (16, 16)
+    assert bundle.vae_factor == 2
+    assert bundle.schedule.prediction == "epsilon"
+    for component, precisions in bundle.manifest.precisions.items():
+        for precision in precisions:
+            assert bundle.graph(component, precision).is_file()
+
+
+def test_every_file_but_the_manifest_and_the_measurements_has_a_digest(tiny_bundle: Path) -> None:
+    there = {
+        file.relative_to(tiny_bundle).as_posix()
+        for file in tiny_bundle.rglob("*")
+        if file.is_file()
+    }
+    assert there - {MANIFEST, REPORT} == set(Bundle.open(tiny_bundle).manifest.files)
+
+
+def test_a_manifest_is_the_same_after_json(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    again = Manifest.from_json(manifest.to_json(), WHERE)
+    assert again == manifest
+    assert again.to_json() == manifest.to_json()
+
+
+def test_a_moved_bundle_opens_and_is_the_same(tiny_copy: Path, tiny_bundle: Path) -> None:
+    moved = tiny_copy.rename(tiny_copy.with_name("elsewhere and — renamed"))
+    bundle = Bundle.open(moved)
+    assert bundle.path == moved
+    assert bundle.digest == Bundle.open(tiny_bundle).digest
+
+
+def test_measurements_are_outside_the_digest(tiny_copy: Path) -> None:
+    before = Bundle.open(tiny_copy).digest
+    (tiny_copy / REPORT).write_text("{}")
+    assert Bundle.open(tiny_copy).digest == before
+
+
+def test_a_precision_without_a_graph_is_refused_with_those_there_are(tiny_bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"denoiser has no bf16 graph, only fp16, fp32; .*--bf16"):
+        Bundle.open(tiny_bundle).graph("denoiser", "bf16")
+
+
+# --- damaged files ---
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "truncated": (truncate, r"bytes, the manifest says \d+: truncated"),
+    "flipped": (flip_a_bit, "contents differ from the manifest's sha256"),
+    "missing": (Path.unlink, "missing from the bundle"),
+    "a folder": (lambda file: (file.unlink(), file.mkdir())[1], "missing from the bundle"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("damage_file", "message"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_file_is_named_before_anything_runs(
+    tiny_copy: Path, no_engines: None, name: str, damage_file: Callable[..., None], message: str
+) -> None:
+    damage_file(tiny_copy / name)
+    with pytest.raises(BundleError, match=message) as caught:
+        Pipeline.load(tiny_copy)
+    assert str(tiny_copy / name) in str(caught.value)
+
+
+SWAPS = [
+    ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json"),
+    ("transformer/denoiser.fp16.onnx", "transformer/denoiser.fp32.onnx"),
+    ("text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SWAPS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_two_swapped_files_are_named_even_if_their_sizes_agree(
+    tiny_copy: Path, no_engines: None, one: str, other: str, padded: bool
+) -> None:
+    if padded:  # equal sizes, so that only the digest can tell
+        size = max((tiny_copy / name).stat().st_size for name in (one, other))
+        for name in (one, other):
+            file = tiny_copy / name
+            file.write_bytes(file.read_bytes().ljust(size))
+            seal(tiny_copy, name)
+        Bundle.open(tiny_copy)
+    spare = tiny_copy / "spare"
+    (tiny_copy / one).rename(spare)
+    (tiny_copy / other).rename(tiny_copy / one)
+    spare.rename(tiny_copy / other)
+    with pytest.raises(BundleError, match="swapped" if padded else "replaced") as caught:
+        Pipeline.load(tiny_copy)
+    assert any(str(tiny_copy / name) in str(caught.value) for name in (one, other))
+
+
+def test_every_single_file_is_checked(tiny_copy: Path) -> None:
+    for name in manifest_of(tiny_copy)["files"]:
+        kept = (tiny_copy / name).read_bytes()
+        flip_a_bit(tiny_copy / name)
+        with pytest.raises(BundleError, match="contents differ"):
+            Bundle.open(tiny_copy)
+        (tiny_copy / name).write_bytes(kept)
+    Bundle.open(tiny_copy)
+
+
+def test_without_digests_a_cut_file_is_still_found_but_a_flipped_one_is_not(
+    tiny_copy: Path,
+) -> None:
+    flip_a_bit(tiny_copy / FILES[1])
+    Bundle.open(tiny_copy, verify=False)
+    truncate(tiny_copy / FILES[1])
+    with pytest.raises(BundleError, match="truncated"):
+        Bundle.open(tiny_copy, verify=False)
+
+
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_a_link_that_leaves_the_bundle_is_refused(
+    tiny_copy: Path, tmp_path: Path, whole_folder: bool
+) -> None:
+    """Even where its target has the right contents."""
+    target = tiny_copy / ("vae" if whole_folder else "vae/config.json")
+    outside = tmp_path / "outside"
+    shutil.move(target, outside)
+    target.symlink_to(outside)
+    with pytest.raises(BundleError, match="a link that leaves the bundle; replace it by a copy"):
+        Bundle.open(tiny_copy)
+
+
+def test_a_link_inside_the_bundle_is_fine(tiny_copy: Path) -> None:
+    file = tiny_copy / "vae" / "config.json"
+    file.rename(tiny_copy / "vae" / "kept.json")
+    file.symlink_to("kept.json")
+    Bundle.open(tiny_copy)
+
+
+# --- edited manifests ---
+
+
+UNSAFE = (
+    *("../outside.json", "vae/../../outside.json", "..", "/etc/passwd", "//host/share/x"),
+    *("..\\outside.json", "vae\\config.json", "C:/outside.json", "c:outside.json", "", "."),
+)
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_path_that_could_leave_the_bundle_is_refused(tiny_bundle: Path, name: str) -> None:
+    values = manifest_of(tiny_bundle)
+    values["files"][name] = {"sha256": "0" * 64, "size": 1}
+    with pytest.raises(BundleError, match="leaves the bundle; do not use this bundle") as caught:
+        Manifest.from_json(json.dumps(values), WHERE)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "C:\\probe"])
+def test_a_probe_that_lies_outside_the_bundle_is_refused(tiny_bundle: Path, name: str) -> None:
+    values = manifest_of(tiny_bundle)
+    values["probes"]["denoiser"] = name
+    with pytest.raises(BundleError, match="leaves the bundle|not among its files"):
+        Manifest.from_json(json.dumps(values), WHERE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"),
+        *("transformer/denoiser.fp32.onnx", "tokenizer_2/tokenizer.json"),
+        *("transformer/null_text.safetensors", "probes/conditioner.safetensors"),
+    ],
+)
+def test_a_file_that_will_be_read_but_has_no_digest_is_refused(tiny_copy: Path, name: str) -> None:
+    """Else removing one line from the manifest would be enough to edit the file."""
+    edit(tiny_copy, lambda values: values["files"].pop(name))
+    with pytest.raises(BundleError, match=name):
+        Bundle.open(tiny_copy)
+
+
+def test_a_newer_format_says_which_one_this_version_reads(tiny_copy: Path) -> None:
+    edit(tiny_copy, lambda values: values.update(format=FORMAT + 1))
+    with pytest.raises(BundleError, match=rf"bundle format {FORMAT + 1}, .*reads format {FORMAT};"):
+        Bundle.open(tiny_copy)
+
+
+def test_a_newer_format_is_said_before_its_other_changes_are() -> None:
+    with pytest.raises(BundleError, match="upgrade gentron, or export the bundle again"):
+        Manifest.from_json('{"format": 99, "everything": "else"}', WHERE)
+
+
+FIELDS = (
+    *("name", "weights", "storage", "precisions", "defaults", "provenance", "licences"),
+    *("files", "contract", "probes", "version", "format"),
+)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_missing_field_is_named(tiny_bundle: Path, field: str) -> None:
+    values = manifest_of(tiny_bundle)
+    assert set(values) == set(FIELDS)
+    del values[field]
+    with pytest.raises(BundleError, match=f"not a valid manifest .*'{field}'.*export the bundle"):
+        Manifest.from_json(json.dumps(values), WHERE)
+
+
+WRONG_TYPES: list[tuple[str, Any]] = [
+    *(("precisions", 3), ("precisions", {"denoiser": 3}), ("probes", 3), ("files", [])),
+    *(("files", {"a": 3}), ("files", {"a": {"sha256": "0"}}), ("licences", 3)),
+    *(("files", {"a": {"sha256": "0", "size": "big"}}), ("provenance", 3), ("contract", 3)),
+    ("files", {"a": {"sha256": "0", "size": float("inf")}}),
+    *(("defaults", {"hats": 3}), ("defaults", 3), ("format", None), ("format", [1])),
+    *(("name", None), ("weights", "excellent"), ("storage", 16)),
+    ("defaults", {"solver": "ddim", "steps": "many", "guidance": 4.5, "motion": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_TYPES)
+def test_a_field_of_the_wrong_type_is_refused(tiny_bundle: Path, field: str, value: Any) -> None:
+    values = manifest_of(tiny_bundle)
+    values[field] = value
+    with pytest.raises(BundleError, match=r"^gentron\.json: "):
+        Manifest.from_json(json.dumps(values), WHERE)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "<html>", "[" * 100_000, '{"a": \n'])
+def test_a_manifest_that_is_no_json_object_is_refused(text: str) -> None:
+    with pytest.raises(BundleError, match=r"^gentron\.json: not a valid manifest"):
+        Manifest.from_json(text, WHERE)
+
+
+def test_a_manifest_that_is_no_text_is_refused(tiny_copy: Path) -> None:
+    (tiny_copy / MANIFEST).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BundleError, match=r"gentron\.json: cannot be read"):
+        Bundle.open(tiny_copy)
+
+
+def test_an_edited_contract_is_refused(tiny_copy: Path) -> None:
+    def rename(values: Values) -> None:
+        values["contract"]["denoiser"]["inputs"][0]["name"] = "latents"
+
+    edit(tiny_copy, rename)
+    with pytest.raises(BundleError, match="contract is not the one this version derives"):
+        Bundle.open(tiny_copy)
+
+
+def test_a_configuration_that_makes_another_contract_is_refused(tiny_copy: Path) -> None:
+    file = tiny_copy / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"depth": 4}))
+    seal(tiny_copy, "transformer/config.json")
+    with pytest.raises(BundleError, match="contract is not the one this version derives"):
+        Bundle.open(tiny_copy)
+
+
+def test_a_field_of_the_configuration_that_nobody_knows_is_named(tiny_copy: Path) -> None:
+    file = tiny_copy / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"register_tokens": 4}))
+    seal(tiny_copy, "transformer/config.json")
+    with pytest.raises(BundleError, match="'register_tokens'.*newer version"):
+        Bundle.open(tiny_copy)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "\udcff"])
+def test_a_configuration_that_is_no_json_object_is_named(tiny_copy: Path, text: str) -> None:
+    file = tiny_copy / "vae" / "config.json"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    seal(tiny_copy, "vae/config.json")
+    with pytest.raises(BundleError, match=r"vae/config\.json: "):
+        Bundle.open(tiny_copy)
+
+
+# --- names ---
+
+
+def test_a_checkpoint_is_told_apart_from_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(BundleError, match="a checkpoint, not a bundle; run: gentron-export"):
+        Bundle.open(tmp_path)
+
+
+@pytest.fixture
+def packaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Two bundles that ship with the package, by name only."""
+    for name in ("emoji", "faces"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_text("{}")
+    (tmp_path / "not-a-bundle").mkdir()
+    monkeypatch.setattr(gentron.bundle, "PACKAGED", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["emojy", "", "a/b/c", "emoji/gentron.json", "x" * 5000, "\0"])
+def test_an_unknown_name_is_refused_with_the_names_there_are(packaged: Path, name: str) -> None:
+    with pytest.raises(BundleError, match=r"was not found: .*\(emoji, faces\); make one with"):
+        locate(name)
+
+
+def test_a_packaged_bundle_is_found_by_its_name(packaged: Path) -> None:
+    assert locate("faces") == packaged / "faces"
+    assert locate(packaged / "faces") == (packaged / "faces").resolve()
+
+
+# --- random damage to the manifest ---
+
+fuzz = settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def check_is_refused_or_opens(folder: Path, manifest: bytes) -> None:
+    """Any other exception than BundleError fails the test."""
+    (folder / MANIFEST).write_bytes(manifest)
+    try:
+        bundle = Bundle.open(folder, verify=False)
+    except BundleError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    assert bundle.path == folder.resolve()
+
+
+@fuzz
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=4),
+    kept=st.none() | st.floats(0, 1),
+)
+def test_flipped_and_cut_manifests_are_refused_or_open(
+    tiny_copy: Path, tiny_bundle: Path, flips: list[tuple[int, int]], kept: float | None
+) -> None:
+    data = bytearray((tiny_bundle / MANIFEST).read_bytes())
+    for place, bits in flips:
+        data[place % len(data)] ^= bits
+    if kept is not None:
+        data = data[: int(kept * len(data))]
+    check_is_refused_or_opens(tiny_copy, bytes(data))
+
+
+@fuzz
+@given(data=st.data())
+def test_edited_manifests_are_refused_or_open(
+    tiny_copy: Path, tiny_bundle: Path, damage: Damage, data: st.DataObject
+) -> None:
+    edited = data.draw(damage(manifest_of(tiny_bundle)))
+    check_is_refused_or_opens(tiny_copy, json.dumps(edited).encode())

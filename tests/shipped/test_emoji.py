@@ -1,0 +1,136 @@
+"""The packaged bundle: really trained, small enough, and it draws what it is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gentron.bundle import Bundle, locate
+from gentron.errors import RequestError
+from gentron.runtime import Pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+TILE = 24  # pixels of the templates
+
+
+@pytest.fixture(scope="module")
+def emoji() -> Iterator[Pipeline]:
+    with Pipeline.load("emoji", backend="onnxruntime") as pipeline:
+        yield pipeline
+
+
+def test_the_weights_are_trained_and_the_licences_are_there(emoji):
+    manifest = emoji.bundle.manifest
+    assert manifest.weights == "trained"
+    assert manifest.provenance["denoiser_steps"] > 1000
+    assert {entry["licence"] for entry in manifest.licences} == {"Apache-2.0", "OFL-1.1"}
+    for name in ("Apache-2.0.txt", "OFL-1.1.txt"):
+        assert f"LICENSES/{name}" in manifest.files
+    assert not any("random" in warning for warning in emoji("a cat", seed=1, steps=1).warnings)
+
+
+def test_no_file_is_over_30_mb():
+    sizes = {f: f.stat().st_size for f in locate("emoji").rglob("*") if f.is_file()}
+    assert max(sizes.values()) < 30_000_000
+    assert sum(sizes.values()) < 100_000_000
+
+
+def test_its_nouns_are_those_it_was_trained_on(emoji):
+    from gentron.train.scenes import nouns
+
+    assert (emoji.path / "nouns.txt").read_text("utf-8").split("\n")[:-1] == nouns()
+
+
+def test_backgrounds_have_the_colour_that_was_asked_for(emoji):
+    from gentron.train.scenes import COLORS
+
+    right = 0
+    cases = [
+        ("a dog", "blue"),
+        ("a guitar", "red"),
+        ("a house", "grey"),
+        ("a car", "green"),
+        ("a robot", "pink"),
+        ("a star", "purple"),
+        ("a fish", "yellow"),
+        ("a key", "black"),
+    ]
+    for subject, color in cases:  # fmt: skip
+        image = emoji(f"{subject} on a {color} background", seed=7).images[0].astype(float)
+        corners = np.stack([image[2, 2], image[2, -3], image[-3, 2], image[-3, -3]])
+        distance = {
+            name: np.linalg.norm(np.median(corners, axis=0) - value)
+            for name, value in COLORS.items()
+        }
+        right += min(distance, key=distance.__getitem__) == color
+    assert right >= 7
+
+
+def test_single_things_are_recognised_by_a_template_scorer(emoji):
+    """First choice among all nouns, by the picture inside its bounding box. The scorer has only
+    seen renderings of the font, never a generated picture."""
+    from gentron.train.scenes import find_font, load_sprites, nouns
+
+    try:
+        sprites = load_sprites(find_font(), nouns())
+    except RequestError:
+        pytest.skip("needs NotoColorEmoji.ttf (Debian: fonts-noto-color-emoji)")
+    templates = torch.stack([_tile(sprite[:3] + 1 - sprite[3:]) for sprite in sprites])
+    asked = ["penguin", "mushroom", "strawberry", "guitar", "house", "red apple", "robot",
+             "automobile", "rocket", "sunflower"]  # fmt: skip
+    right = []
+    for name in asked:
+        image = torch.from_numpy(emoji(name, seed=1).images[0]).permute(2, 0, 1).float() / 255
+        distance = (templates - _tile(image)).flatten(1).norm(dim=1)
+        right.append(nouns()[int(distance.argmin())] == name)
+    assert sum(right) >= 8, dict(zip(asked, right, strict=True))
+
+
+def _tile(picture: torch.Tensor) -> torch.Tensor:
+    """What differs from white, cut out and scaled to one size: [3, TILE, TILE]."""
+    ink = (picture.min(0).values < 0.85).nonzero()
+    if len(ink) == 0:
+        return torch.ones(3, TILE, TILE)
+    (top, left), (bottom, right) = ink.min(0).values, ink.max(0).values + 1
+    cut = picture[:, top:bottom, left:right]
+    return torch.nn.functional.interpolate(cut[None], (TILE, TILE), mode="area")[0]
+
+
+@pytest.mark.parametrize("size", [(128, 96), (96, 160), (64, 64)])
+def test_other_sizes_and_shapes_work(emoji, size):
+    image = emoji("a cat", seed=1, steps=4, size=size).images[0]
+    assert image.shape == (size[1], size[0], 3)
+    assert image.std() > 5
+
+
+def test_solvers_agree_when_given_many_steps(emoji):
+    """Every solver walks to the same picture from the same noise."""
+    fine = {s: emoji("a penguin", seed=3, steps=100, solver=s, guidance=2.0).latents
+            for s in ("euler", "dpm++2m", "unipc")}  # fmt: skip
+    for name in ("dpm++2m", "unipc"):
+        error = np.abs(fine[name] - fine["euler"]).mean() / np.abs(fine["euler"]).mean()
+        assert error < 0.1, name
+
+
+def test_ddim_on_a_flow_model_is_euler(emoji):
+    a, b = (emoji("a penguin", seed=3, steps=6, solver=s).images for s in ("ddim", "euler"))
+    assert np.array_equal(a, b)
+
+
+def test_the_readme_example_runs_from_the_root(tmp_path):
+    import subprocess
+    import sys
+
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert code is not None
+    done = subprocess.run(
+        [sys.executable, "-c", code[1]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    total = Bundle.open("emoji").manifest.defaults.steps
+    assert done.stdout.splitlines()[-1] == f"{total - 1} {total} (1, 128, 128, 3)"
