@@ -64,5 +64,47 @@ def emoji(
     click.echo(str(folder / "checkpoint"))
 
 
+@cli.command()
+@click.option("-m", "--model", "bundle", default="emoji", show_default=True, metavar="BUNDLE")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), help="Of sampling [the bundle's default].")
+@click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")
+@click.option("-v", "--verbose", is_flag=True, help="One line for each noun.")
+def score(bundle: str, seed: int, steps: int | None, font: Path | None, verbose: bool) -> None:
+    """Asks BUNDLE for every noun once and judges the pictures with a template scorer.
+
+    Printed beside the scorer's own result on real renderings and on noise.
+    """
+    import torch
+
+    from gentron.runtime import Pipeline
+    from gentron.train.scenes import find_font, load_sprites, nouns
+    from gentron.train.score import TemplateScorer, noise, renderings
+
+    names = nouns()
+    sprites = load_sprites(find_font(font), names)
+    scorer = TemplateScorer(sprites, names)
+
+    with Pipeline.load(bundle) as pipe:
+
+        def drawn(name: str) -> torch.Tensor:
+            image = pipe(name, seed=seed, steps=steps).images[0]
+            return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+        results = {
+            "real renderings": scorer.score(renderings(sprites, names, seed)),
+            "noise": scorer.score(noise(seed)),
+            "generated": scorer.score(drawn),
+        }
+    if verbose:
+        for verdict in sorted(results["generated"].verdicts, key=lambda v: -v.rank):
+            click.echo(f"{verdict.asked:<20} rank {verdict.rank + 1:>3}, saw {verdict.choice}")
+    for what, result in results.items():
+        click.echo(
+            f"{what:<16} first choice {result.first:6.1%}, first five {result.first_five:6.1%} "
+            f"of {len(names)} nouns"
+        )
+
+
 def main() -> None:
     run_command(cli)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save
 from tokenizers import Tokenizer
 
 import gentron
@@ -234,14 +234,12 @@ class _Writer:
         hidden, mask = null_text_names(len(names))[names.index(name)]
         values: dict[str, np.ndarray[Any, Any]] = {}
         if file.exists():
-            from safetensors.numpy import load_file
-
             values = load_file(file)
         values[hidden] = wanted[1]["hidden"][0].copy()
         values[mask] = np.asarray(cases[1].token_mask[0], np.int64)
         if "pooled" in wanted[1]:
             values["pooled"] = wanted[1]["pooled"][0].copy()
-        save_file(values, file)
+        file.write_bytes(save(values))
 
     def _write_manifest(self, graphs: dict[str, tuple[str, ...]]) -> None:
         origin = self.origin

@@ -98,7 +98,7 @@ def probe_sizes(component: Component, config: GenTronConfig) -> list[dict[str, i
 
 
 def save_probes(file: Path, cases: list[ProbeCase], outputs: list[dict[str, Array]]) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors = {
         f"{number}.{name}": values
@@ -106,7 +106,8 @@ def save_probes(file: Path, cases: list[ProbeCase], outputs: list[dict[str, Arra
         for name, values in case_outputs.items()
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={CASES: json.dumps([vars(case) for case in cases])})
+    # `save_file` would make the file readable by its owner only.
+    file.write_bytes(save(tensors, {CASES: json.dumps([vars(case) for case in cases])}))
 
 
 def load_probes(file: Path) -> list[tuple[ProbeCase, dict[str, Array]]]:

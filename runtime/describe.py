@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import gentron
@@ -63,6 +64,16 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _nvidia_devices() -> str:
+    """Names from the driver's own files, so that asking needs no library."""
+    names = []
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in file.read_text("utf-8").splitlines():
+            if line.startswith("Model:"):
+                names.append(line.partition(":")[2].strip())
+    return ", ".join(names) or "none found"
+
+
 def machine_facts() -> dict[str, Any]:
     """Versions, devices and backends; never fails because something is absent."""
     packages = {}
@@ -75,8 +86,7 @@ def machine_facts() -> dict[str, Any]:
         "gentron": gentron.__version__,
         "python": sys.version.split()[0],
         "system": platform.platform(),
-        "processor": machine(),
-        "cores": os.cpu_count(),
+        "devices": {"cpu": f"{machine()}, {os.cpu_count()} cores", "nvidia": _nvidia_devices()},
         "bundles": ", ".join(packaged_names()) or "none",
         "backends": {
             report.name: ("usable: " if report.usable else "not usable: ") + report.detail

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import click
 import numpy as np
@@ -19,6 +20,9 @@ import pytest
 from gentron.cli import export as export_command
 from gentron.cli import run as run_module
 from gentron.cli.common import run_command
+from gentron.contract import Component
+from gentron.engines import Engine
+from gentron.engines.onnxruntime_cpu import OnnxRuntimeBackend
 from gentron.weights import read_header
 
 Command = Callable[..., CompletedProcess[str]]
@@ -34,8 +38,38 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def kept_engines() -> Iterator[dict[object, Engine]]:
+    kept: dict[object, Engine] = {}
+    yield kept
+    for engine in kept.values():
+        type(engine).close(engine)
+
+
+@pytest.fixture
+def warm(
+    tiny_bundle: Path, kept_engines: dict[object, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiles the engines of the shared bundle once: that is most of a short command's time."""
+    compile_engine = OnnxRuntimeBackend.load
+
+    def load(backend: OnnxRuntimeBackend, component: Component, graph: Path, *rest: Any) -> Engine:
+        if not graph.is_relative_to(tiny_bundle):
+            return compile_engine(backend, component, graph, *rest)
+        key = (graph, *rest)
+        if key not in kept_engines:
+            kept_engines[key] = compile_engine(backend, component, graph, *rest)
+            vars(kept_engines[key])["close"] = lambda: None
+        return kept_engines[key]
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "load", load)
+
+
 def _in_process(
-    name: str, command: click.Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    name: str,
+    command: click.Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> Command:
     def run(*arguments: object) -> CompletedProcess[str]:
         given = [name, *map(str, arguments)]
@@ -56,7 +90,7 @@ def _in_process(
 
 @pytest.fixture
 def gentron_run(
-    desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    desk: Path, warm: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Command:
     """`gentron_run("image", "a cat", ...)` on the desk. A traceback fails the test as it is."""
     return _in_process("gentron-run", run_module.cli, monkeypatch, capfd)
@@ -73,11 +107,13 @@ def gentron_export(
 def run_process(desk: Path) -> Command:
     """gentron-run as a process of its own; `before` is Python code that runs first."""
 
-    def run(*arguments: object, before: str = "", **options: object) -> CompletedProcess[str]:
-        command = process_command(before, *arguments)
-        settings: dict[str, object] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    def run(*arguments: object, before: str = "", **options: Any) -> CompletedProcess[str]:
+        settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         settings |= {"cwd": desk, "timeout": 60, "text": True, "check": False}
-        return subprocess.run(command, **(settings | options))  # type: ignore[call-overload, no-any-return]
+        done: CompletedProcess[str] = subprocess.run(
+            process_command(before, *arguments), **(settings | options)
+        )
+        return done
 
     return run
 
@@ -169,7 +205,7 @@ def poison(reseal: Callable[[Path], None]) -> Callable[[Path, str, str], None]:
 
 
 @pytest.fixture
-def plain_environment() -> Iterator[dict[str, str]]:
-    """This process's environment without what changes encodings or writes caches."""
+def environment() -> dict[str, str]:
+    """Of a process of its own: nothing that changes encodings, no caches beside the source."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONIOENCODING", "PYTHONUTF8")}
-    yield kept | {"PYTHONDONTWRITEBYTECODE": "1"}
+    return kept | {"PYTHONDONTWRITEBYTECODE": "1"}

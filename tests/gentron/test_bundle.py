@@ -11,17 +11,13 @@ from typing import Any
 
 import onnxruntime
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import gentron.bundle
 from gentron.bundle import FORMAT, MANIFEST, REPORT, Bundle, Manifest, locate, sha256_file
 from gentron.errors import BundleError
 from gentron.runtime import Pipeline
 
-Damage = Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]
 Values = dict[str, Any]
-WHERE = Path("gentron.json")
 FILES = (
     "transformer/denoiser.fp32.onnx",
     "transformer/diffusion_pytorch_model.safetensors",
@@ -85,7 +81,7 @@ def test_every_file_but_the_manifest_and_the_measurements_has_a_digest(tiny_bund
 
 def test_a_manifest_is_the_same_after_json(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
-    again = Manifest.from_json(manifest.to_json(), WHERE)
+    again = Manifest.from_json(manifest.to_json(), Path("gentron.json"))
     assert again == manifest
     assert again.to_json() == manifest.to_json()
 
@@ -121,11 +117,16 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(data)
 
 
+def replace_by_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncate, r"bytes, the manifest says \d+: truncated"),
     "flipped": (flip_a_bit, "contents differ from the manifest's sha256"),
     "missing": (Path.unlink, "missing from the bundle"),
-    "a folder": (lambda file: (file.unlink(), file.mkdir())[1], "missing from the bundle"),
+    "a folder": (replace_by_folder, "missing from the bundle"),
 }
 
 
@@ -208,30 +209,7 @@ def test_a_link_inside_the_bundle_is_fine(tiny_copy: Path) -> None:
     Bundle.open(tiny_copy)
 
 
-# --- edited manifests ---
-
-
-UNSAFE = (
-    *("../outside.json", "vae/../../outside.json", "..", "/etc/passwd", "//host/share/x"),
-    *("..\\outside.json", "vae\\config.json", "C:/outside.json", "c:outside.json", "", "."),
-)
-
-
-@pytest.mark.parametrize("name", UNSAFE)
-def test_a_path_that_could_leave_the_bundle_is_refused(tiny_bundle: Path, name: str) -> None:
-    values = manifest_of(tiny_bundle)
-    values["files"][name] = {"sha256": "0" * 64, "size": 1}
-    with pytest.raises(BundleError, match="leaves the bundle; do not use this bundle") as caught:
-        Manifest.from_json(json.dumps(values), WHERE)
-    assert repr(name) in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "C:\\probe"])
-def test_a_probe_that_lies_outside_the_bundle_is_refused(tiny_bundle: Path, name: str) -> None:
-    values = manifest_of(tiny_bundle)
-    values["probes"]["denoiser"] = name
-    with pytest.raises(BundleError, match="leaves the bundle|not among its files"):
-        Manifest.from_json(json.dumps(values), WHERE)
+# --- edited files ---
 
 
 @pytest.mark.parametrize(
@@ -253,51 +231,6 @@ def test_a_newer_format_says_which_one_this_version_reads(tiny_copy: Path) -> No
     edit(tiny_copy, lambda values: values.update(format=FORMAT + 1))
     with pytest.raises(BundleError, match=rf"bundle format {FORMAT + 1}, .*reads format {FORMAT};"):
         Bundle.open(tiny_copy)
-
-
-def test_a_newer_format_is_said_before_its_other_changes_are() -> None:
-    with pytest.raises(BundleError, match="upgrade gentron, or export the bundle again"):
-        Manifest.from_json('{"format": 99, "everything": "else"}', WHERE)
-
-
-FIELDS = (
-    *("name", "weights", "storage", "precisions", "defaults", "provenance", "licences"),
-    *("files", "contract", "probes", "version", "format"),
-)
-
-
-@pytest.mark.parametrize("field", FIELDS)
-def test_a_missing_field_is_named(tiny_bundle: Path, field: str) -> None:
-    values = manifest_of(tiny_bundle)
-    assert set(values) == set(FIELDS)
-    del values[field]
-    with pytest.raises(BundleError, match=f"not a valid manifest .*'{field}'.*export the bundle"):
-        Manifest.from_json(json.dumps(values), WHERE)
-
-
-WRONG_TYPES: list[tuple[str, Any]] = [
-    *(("precisions", 3), ("precisions", {"denoiser": 3}), ("probes", 3), ("files", [])),
-    *(("files", {"a": 3}), ("files", {"a": {"sha256": "0"}}), ("licences", 3)),
-    *(("files", {"a": {"sha256": "0", "size": "big"}}), ("provenance", 3), ("contract", 3)),
-    ("files", {"a": {"sha256": "0", "size": float("inf")}}),
-    *(("defaults", {"hats": 3}), ("defaults", 3), ("format", None), ("format", [1])),
-    *(("name", None), ("weights", "excellent"), ("storage", 16)),
-    ("defaults", {"solver": "ddim", "steps": "many", "guidance": 4.5, "motion": 1.0}),
-]
-
-
-@pytest.mark.parametrize(("field", "value"), WRONG_TYPES)
-def test_a_field_of_the_wrong_type_is_refused(tiny_bundle: Path, field: str, value: Any) -> None:
-    values = manifest_of(tiny_bundle)
-    values[field] = value
-    with pytest.raises(BundleError, match=r"^gentron\.json: "):
-        Manifest.from_json(json.dumps(values), WHERE)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "<html>", "[" * 100_000, '{"a": \n'])
-def test_a_manifest_that_is_no_json_object_is_refused(text: str) -> None:
-    with pytest.raises(BundleError, match=r"^gentron\.json: not a valid manifest"):
-        Manifest.from_json(text, WHERE)
 
 
 def test_a_manifest_that_is_no_text_is_refused(tiny_copy: Path) -> None:
@@ -327,7 +260,7 @@ def test_a_field_of_the_configuration_that_nobody_knows_is_named(tiny_copy: Path
     file = tiny_copy / "transformer" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"register_tokens": 4}))
     seal(tiny_copy, "transformer/config.json")
-    with pytest.raises(BundleError, match="'register_tokens'.*newer version"):
+    with pytest.raises(BundleError, match=r"'register_tokens'.*newer version"):
         Bundle.open(tiny_copy)
 
 
@@ -369,49 +302,3 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(packaged: Path, nam
 def test_a_packaged_bundle_is_found_by_its_name(packaged: Path) -> None:
     assert locate("faces") == packaged / "faces"
     assert locate(packaged / "faces") == (packaged / "faces").resolve()
-
-
-# --- random damage to the manifest ---
-
-fuzz = settings(
-    max_examples=200,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-def check_is_refused_or_opens(folder: Path, manifest: bytes) -> None:
-    """Any other exception than BundleError fails the test."""
-    (folder / MANIFEST).write_bytes(manifest)
-    try:
-        bundle = Bundle.open(folder, verify=False)
-    except BundleError as error:
-        assert "\n" not in str(error)  # noqa: PT017
-        return
-    assert bundle.path == folder.resolve()
-
-
-@fuzz
-@given(
-    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=4),
-    kept=st.none() | st.floats(0, 1),
-)
-def test_flipped_and_cut_manifests_are_refused_or_open(
-    tiny_copy: Path, tiny_bundle: Path, flips: list[tuple[int, int]], kept: float | None
-) -> None:
-    data = bytearray((tiny_bundle / MANIFEST).read_bytes())
-    for place, bits in flips:
-        data[place % len(data)] ^= bits
-    if kept is not None:
-        data = data[: int(kept * len(data))]
-    check_is_refused_or_opens(tiny_copy, bytes(data))
-
-
-@fuzz
-@given(data=st.data())
-def test_edited_manifests_are_refused_or_open(
-    tiny_copy: Path, tiny_bundle: Path, damage: Damage, data: st.DataObject
-) -> None:
-    edited = data.draw(damage(manifest_of(tiny_bundle)))
-    check_is_refused_or_opens(tiny_copy, json.dumps(edited).encode())

@@ -206,5 +206,5 @@ def test_a_seed_that_no_64_bits_hold_is_refused(seed: int, samples: int) -> None
 
 
 def test_noise_of_a_seed_out_of_bounds_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"seed: must be between 0 and 2\*\*64 - 1, got -1"):
+    with pytest.raises(RequestError, match=r"seed: must be .* 2\*\*64 - 1, got -1"):
         normal(-1, INITIAL, 1, (4,))
