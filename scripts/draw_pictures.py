@@ -1,6 +1,6 @@
 """Draws the pictures of the README and of the model card from the packaged bundle.
 
-Nothing is picked: fixed prompts with seed 0, and 36 nouns drawn by a seeded shuffle.
+Nothing is picked: the prompts watched in training with seed 0, and 36 nouns of a seeded shuffle.
 """
 
 from __future__ import annotations
@@ -12,26 +12,9 @@ import numpy as np
 from PIL import Image
 
 from gentron.runtime import Pipeline
+from gentron.train.recipe import WATCHED
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = (
-    "a cat reading a newspaper",
-    "a red apple",
-    "a penguin",
-    "a mushroom",
-    "a guitar on a red background",
-    "a house on a grey background",
-    "a dog on a blue background",
-    "a puppy",
-    "a kitty on a yellow background",
-    "a small car on a green background",
-    "a huge strawberry",
-    "a bicycle",
-    "a dog and a cat",
-    "an owl on the left, a rocket on the right",
-    "an airplane in the sky",
-    "a robot on a pink background",
-)
 
 
 def grid(pictures: list[np.ndarray], columns: int) -> Image.Image:
@@ -44,7 +27,7 @@ def main() -> None:
     folder = ROOT / "docs" / "pictures"
     folder.mkdir(exist_ok=True)
     with Pipeline.load("emoji") as pipe:
-        drawn = [pipe(prompt, seed=0).images[0] for prompt in PROMPTS]
+        drawn = [pipe(prompt, seed=0).images[0] for prompt in WATCHED]
         grid(drawn, 8).save(folder / "emoji.png")
         names = (pipe.path / "nouns.txt").read_text("utf-8").split("\n")[:-1]
         random.Random(0).shuffle(names)

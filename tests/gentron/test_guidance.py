@@ -22,7 +22,7 @@ def equation_6(
     return np.asarray(unguided + text * (full - moving) + motion * (moving - unguided))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(text=scales, motion=scales, seed=st.integers(0, 2**32 - 1))
 def test_the_weighted_sum_of_the_branches_is_equation_6(
     text: float, motion: float, seed: int
@@ -35,7 +35,7 @@ def test_the_weighted_sum_of_the_branches_is_equation_6(
     np.testing.assert_allclose(ours, equation_6(*outputs, text, motion), rtol=0, atol=1e-12)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(text=scales, motion=scales, moving=st.booleans())
 def test_weights_sum_to_1_and_none_is_0(text: float, motion: float, moving: bool) -> None:
     branches = guidance_branches(text, motion, moving=moving)

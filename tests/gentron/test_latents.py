@@ -63,7 +63,7 @@ def test_a_size_that_does_not_work_is_refused_with_the_nearest_that_does(
 sides = st.integers(-100, 5000)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     width=sides,
     height=sides,

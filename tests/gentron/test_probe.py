@@ -25,7 +25,7 @@ from gentron.probe import (
 )
 
 Array = NDArray[Any]
-NAMES = ("tiny", "tiny-video", "tiny-clip-adaln", "emoji")
+NAMES = ("tiny", "tiny-video", "tiny-clip-adaln")
 COMPONENTS = [
     pytest.param(preset(name).transformer, component, id=f"{name}-{component.name}")
     for name in NAMES
@@ -50,7 +50,7 @@ def cases_of(component: Component, config: GenTronConfig, seed: int = 3) -> list
 def every_input(component: Component, config: GenTronConfig) -> list[tuple[TensorSpec, Array]]:
     return [
         (spec, probe_inputs(component, case)[spec.name])
-        for seed in range(3)
+        for seed in range(2)
         for case in cases_of(component, config, seed)
         for spec in component.inputs
     ]

@@ -182,7 +182,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 fuzz = settings(
-    max_examples=200,
+    max_examples=120,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

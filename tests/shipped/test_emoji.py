@@ -70,8 +70,9 @@ def test_backgrounds_have_the_colour_that_was_asked_for(emoji):
     assert right >= 7
 
 
-def test_single_things_are_recognised_by_a_template_scorer(emoji):
-    """First choice among all nouns, by a scorer that has only seen renderings of the font."""
+def test_things_are_recognised_far_more_often_than_by_chance(emoji):
+    """Among the first five of 375 nouns, by a scorer that has only seen renderings of the font.
+    Chance is 1.3 %; every tenth noun is asked for, none is picked."""
     from gentron.train.scenes import find_font, load_sprites, nouns
     from gentron.train.score import TemplateScorer
 
@@ -80,13 +81,11 @@ def test_single_things_are_recognised_by_a_template_scorer(emoji):
     except RequestError:
         pytest.skip("needs NotoColorEmoji.ttf (Debian: fonts-noto-color-emoji)")
     scorer = TemplateScorer(sprites, nouns())
-    asked = ["penguin", "mushroom", "strawberry", "guitar", "house", "red apple", "robot",
-             "automobile", "rocket", "sunflower"]  # fmt: skip
-    seen = {}
-    for name in asked:
-        image = torch.from_numpy(emoji(name, seed=1).images[0]).permute(2, 0, 1).float() / 255
-        seen[name] = scorer.judge(image, name).choice
-    assert sum(name == choice for name, choice in seen.items()) >= 8, seen
+    ranks = {}
+    for name in nouns()[::10]:
+        image = torch.from_numpy(emoji(name, seed=0).images[0]).permute(2, 0, 1).float() / 255
+        ranks[name] = scorer.judge(image, name).rank
+    assert sum(rank < 5 for rank in ranks.values()) / len(ranks) > 0.25, ranks
 
 
 @pytest.mark.parametrize("size", [(128, 96), (96, 160), (64, 64)])
