@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import click
 
-from gentron.errors import GenTronError
+from gentron.errors import GenTronError, OutputError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -28,6 +28,17 @@ def run_command(command: click.Command) -> NoReturn:
     sys.exit(0)
 
 
+def say(line: str) -> None:
+    """A line on standard output, in letters that it has; raises OutputError if it is full."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        click.echo(line.encode(encoding, "backslashreplace").decode(encoding))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: cannot be written: {error.strerror}") from error
+
+
 def warn(message: str) -> None:
     click.echo(f"warning: {message}", err=True)
 
@@ -39,6 +50,6 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer relea
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
         width, cross, height = str(value).lower().partition("x")
-        if not (cross and width.isdigit() and height.isdigit()):
+        if not (cross and width.isdecimal() and height.isdecimal()):
             self.fail(f"{value!r} is not WIDTHxHEIGHT in pixels, such as 128x128", param, ctx)
         return int(width), int(height)

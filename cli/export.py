@@ -67,7 +67,7 @@ def cli(
             fp32=fp32,
             bf16=bf16,
             output=output,
-            shard_size=shard_size or DEFAULT_SHARD,
+            shard_size=DEFAULT_SHARD if shard_size is None else shard_size,
             progress=progress,
         )
     if model is not None:

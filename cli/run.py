@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import gentron
-from gentron.cli.common import Size, run_command, warn
+from gentron.cli.common import Size, run_command, say, warn
 from gentron.errors import RequestError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def image(
     """Draw PROMPT."""
     from gentron.runtime import Pipeline
     from gentron.runtime.image_file import check_target, read_metadata
+    from gentron.runtime.repeat import engines_of
 
     given = {name: value for name, value in options.items() if value is not None}
     if sum(source is not None for source in (prompt, prompts, like)) != 1:
@@ -66,17 +67,19 @@ def image(
             )
         check_target(output, 1)
         metadata = read_metadata(like)
-        before = metadata.get("engines", {}).get("denoiser", {})
+        before = engines_of(metadata).get("denoiser", {})
         with Pipeline.load(
-            bundle or str(metadata.get("bundle")),
-            backend=backend or before.get("backend"),
-            precision=precision or {"float16": "fp16"}.get(before.get("precision"), "fp32"),
+            str(metadata.get("bundle")) if bundle is None else bundle,
+            backend=before.get("backend") if backend is None else backend,
+            precision=precision or {"float16": "fp16"}.get(before.get("precision", ""), "fp32"),
         ) as pipe:
             _repeat(pipe, metadata, output, as_json)
         return
     wanted = [prompt] if prompt is not None else _read_prompts(prompts)
     check_target(output, len(wanted) * options["batch"] if options["batch"] else len(wanted))
-    with Pipeline.load(bundle or "emoji", backend=backend, precision=precision) as pipe:
+    with Pipeline.load(
+        "emoji" if bundle is None else bundle, backend=backend, precision=precision
+    ) as pipe:
         for one in wanted:
             assert one is not None
             generation = pipe.stream(one, **given)
@@ -111,7 +114,7 @@ def doctor(as_json: bool) -> None:
 def _read_prompts(file: Path | None) -> list[str]:
     assert file is not None
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError("prompts", f"{file}: cannot be read: {error}") from error
     found = [line.strip() for line in lines if line.strip()]
@@ -170,10 +173,10 @@ def _save(result: Result, row: int, output: Path | None, as_json: bool) -> None:
     name = default_name(result.settings.prompt, result.seeds[row])
     file = save_png(result.images[row], metadata, output=output, name=name)
     if not as_json:
-        click.echo(str(file))
+        say(str(file))
         return
     stages = {s.stage: {k: v for k, v in vars(s).items() if k != "stage"} for s in result.stages}
-    click.echo(
+    say(
         json.dumps({"file": str(file), **metadata, "stages": stages,
                     "warnings": list(result.warnings)}, ensure_ascii=False)
     )  # fmt: skip

@@ -24,7 +24,8 @@ def cli() -> None:
 @click.option("--autoencoder-images", type=click.IntRange(min=16), help="Pictures it sees.")
 @click.option("--pool-images", type=click.IntRange(min=512), help="Scenes encoded once.")
 @click.option("--steps", type=click.IntRange(min=1), help="Of the denoiser, in all.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Of weights, scenes and noise.")  # fmt: skip
 @click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of torch.")
 @click.option("--no-compile", is_flag=True, help="Train without torch.compile (needs no g++).")
@@ -65,8 +66,10 @@ def emoji(
 
 
 @cli.command()
-@click.option("-m", "--model", "bundle", default="emoji", show_default=True, metavar="BUNDLE")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("-m", "--model", "bundle", default="emoji", show_default=True, metavar="BUNDLE",
+              help="Packaged name or folder.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Of the noise.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), help="Of sampling [the bundle's default].")
 @click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")
 @click.option("-v", "--verbose", is_flag=True, help="One line for each noun.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 def import_onnxruntime() -> Any:
+    # Since 1.29 its Linux wheels record every session and send it to Microsoft unless told not to,
+    # which only this variable does, and only before the import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

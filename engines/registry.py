@@ -32,7 +32,7 @@ DEFAULT = "onnxruntime"
 
 def backend_named(name: str | None) -> Backend:
     """Raises RequestError for an unknown name, BackendError for one that cannot run here."""
-    chosen = name or DEFAULT
+    chosen = DEFAULT if name is None else name
     if chosen not in BACKENDS:
         raise RequestError("backend", f"unknown backend {chosen!r}; one of {', '.join(BACKENDS)}")
     return BACKENDS[chosen]()

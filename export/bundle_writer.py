@@ -81,7 +81,9 @@ def export_bundle(
     precision = chosen[0] if chosen else "fp16"
     if shard_size < 1_000_000:
         raise RequestError("shard_size", f"must be at least 1000000 bytes, got {shard_size}")
-    origin = from_preset(preset(model)) if model else from_checkpoint(Path(str(checkpoint)))
+    origin = (
+        from_preset(preset(model)) if model is not None else from_checkpoint(Path(str(checkpoint)))
+    )
     target = Path(output) if output else Path(origin.name)
     _check_target(target)
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from gentron.bundle import MANIFEST
 from gentron.config import GenTronConfig, ModelSpec, SamplingDefaults
 from gentron.contract import text_encoder_name
 from gentron.errors import BundleError
@@ -142,7 +143,8 @@ def from_checkpoint(folder: Path) -> Origin:
             values: Tensor = file.get_tensor(name)
             return values
 
-    about = _json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+    # A bundle is a checkpoint too, and its manifest says the same things under the same names.
+    about = next((_json(folder / f) for f in (ABOUT, MANIFEST) if (folder / f).is_file()), {})
     defaults = about.get("defaults")
     return Origin(
         name=about.get("name", folder.resolve().name),

@@ -42,7 +42,10 @@ def stand_in_tokenizer(encoder: dict[str, Any]) -> str:
 
 def padded_tokenizer(text: str, config: TextConfig, encoder: dict[str, Any]) -> str:
     """The same tokenizer, cutting and padding to the encoder's fixed length."""
-    tokenizer = Tokenizer.from_str(text)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the package raises bare Exception
+        raise BundleError(f"tokenizer.json: not a readable tokenizer: {error}") from error
     pad = encoder.get("pad_token_id")
     pad = 0 if pad is None else pad
     token = tokenizer.id_to_token(pad)

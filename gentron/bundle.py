@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -130,9 +131,9 @@ def locate(name_or_path: str | Path) -> Path:
     if str(name_or_path) in packaged_names():
         return PACKAGED / str(name_or_path)
     folder = Path(name_or_path)
-    if (folder / MANIFEST).is_file():
+    if str(name_or_path) and os.path.isfile(folder / MANIFEST):  # False for impossible names
         return folder.resolve()
-    if (folder / "model_index.json").is_file():
+    if str(name_or_path) and os.path.isfile(folder / "model_index.json"):
         raise BundleError(
             f"{folder}: a checkpoint, not a bundle; run: gentron-export --checkpoint {folder}"
         )

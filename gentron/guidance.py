@@ -6,10 +6,11 @@ network outputs whose weights sum to 1; a branch of weight 0 is not run at all.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from gentron.errors import RequestError
+
+MAX_SCALE = 3.4e38  # float32
 
 
 class Branch(NamedTuple):
@@ -28,8 +29,8 @@ def guidance_branches(guidance: float, motion: float, *, moving: bool) -> tuple[
     RequestError for scales that are not finite numbers.
     """
     for name, value in (("guidance", guidance), ("motion", motion)):
-        if not math.isfinite(value):
-            raise RequestError(name, f"must be a finite number, got {value}; try 4.0")
+        if not abs(value) <= MAX_SCALE:  # NaN fails this too
+            raise RequestError(name, f"must be a finite number (float32), got {value}; try 4.0")
     if not moving:
         motion = 1.0
     branches = (

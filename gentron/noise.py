@@ -32,7 +32,8 @@ def normal(
     count = int(np.prod(frame_shape))
     out = np.empty((frames, count), np.float32)
     for frame in range(frames):
-        bits = np.random.Philox(key=[seed, _KEY], counter=[0, frame, stream, 0])
+        key = np.array([seed, _KEY], np.uint64)  # a plain list would pass through float64
+        bits = np.random.Philox(key=key, counter=[0, frame, stream, 0])
         raw = np.asarray(bits.random_raw(2 * ((count + 1) // 2)), np.uint64).reshape(2, -1)
         uniform = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1)
         radius = np.sqrt(-2 * np.log1p(-uniform[0]))  # log of (0, 1]

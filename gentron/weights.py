@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gentron.bundle import NULL_TEXT
 from gentron.errors import BundleError
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
@@ -35,23 +36,31 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             header: dict[str, Any] = json.loads(stream.read(length))
     except (OSError, ValueError) as error:
         raise BundleError(f"{file}: not a readable safetensors file: {error}") from error
-    header.pop("__metadata__", None)
+    try:
+        header.pop("__metadata__", None)
+        found = {
+            name: (
+                entry["dtype"],
+                tuple(map(int, entry["shape"])),
+                *map(int, entry["data_offsets"]),
+            )
+            for name, entry in header.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{file}: not a safetensors header ({error!r}); copy it again") from error
     tensors = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
+    for name, (dtype, shape, begin, end) in found.items():
         if 8 + length + end > size:
             raise BundleError(f"{file}: truncated inside tensor {name}; copy the file again")
-        if entry["dtype"] not in BYTES:
-            raise BundleError(f"{file}: tensor {name} has the unknown type {entry['dtype']}")
-        tensors[name] = StoredTensor(
-            file, 8 + length + begin, end - begin, entry["dtype"], tuple(entry["shape"])
-        )
+        if dtype not in BYTES:
+            raise BundleError(f"{file}: tensor {name} has the unknown type {dtype}")
+        tensors[name] = StoredTensor(file, 8 + length + begin, end - begin, dtype, shape)
     return tensors
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's safetensors files, shards merged; names must be unique."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(f for f in folder.glob("*.safetensors") if f.name != Path(NULL_TEXT).name)
     if not files:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")]
         hint = "; pickled weights are never read, convert them to safetensors" if pickles else ""

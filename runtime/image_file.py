@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -24,7 +25,7 @@ def check_target(output: Path | None, count: int) -> None:
 
     `output` is a file or an existing folder; None means the current folder.
     """
-    if output is None or output.is_dir():
+    if output is None or _is_folder(output):
         folder = output or Path()
     else:
         if output.suffix.lower() not in SUFFIXES:
@@ -41,10 +42,18 @@ def check_target(output: Path | None, count: int) -> None:
         raise OutputError(f"{folder}: not writable; choose another folder with -o")
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that no file system takes
+        raise OutputError(f"{path}: {error.strerror}; choose another name with -o") from error
+
+
 def default_name(prompt: str, seed: int) -> str:
     """`a-cat-reading-a-newspaper-7` from prompt and seed; letters of any script stay."""
     words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")
-    return f"{words[:60].rstrip('-') or 'empty'}-{seed}"
+    words = words[:60].encode()[:200].decode(errors="ignore")  # file systems count bytes
+    return f"{words.rstrip('-') or 'empty'}-{seed}"
 
 
 def save_png(
@@ -92,7 +101,13 @@ def read_metadata(file: Path) -> dict[str, Any]:
             text = getattr(picture, "text", {}).get(KEY)
     except FileNotFoundError as error:
         raise RequestError("like", f"{file}: no such file") from error
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:
         raise RequestError("like", f"{file}: not a readable PNG: {error}") from error
     try:
         metadata = json.loads(text) if text else None
@@ -104,6 +119,22 @@ def read_metadata(file: Path) -> dict[str, Any]:
             f"{file}: carries no settings; only images that gentron-run wrote can be repeated",
         )
     return metadata
+
+
+def _move_to_new(temporary: Path, target: Path) -> None:
+    """Fails if the name is taken, without a race."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # No hard links here (FAT, many network folders): take the name first, then fill it.
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        os.replace(temporary, target)
+    else:
+        os.unlink(temporary)
 
 
 def _write(data: bytes, target: Path, *, replace: bool) -> Path:
@@ -120,8 +151,7 @@ def _write(data: bytes, target: Path, *, replace: bool) -> Path:
         if replace:
             os.replace(temporary, target)
         else:
-            os.link(temporary, target)  # fails if the name is taken, without a race
-            os.unlink(temporary)
+            _move_to_new(temporary, target)
     except FileExistsError:
         os.unlink(temporary)
         raise

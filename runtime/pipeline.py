@@ -117,7 +117,7 @@ class Pipeline:
             negative=negative,
             seed=secrets.randbits(32) if seed is None else seed,
             steps=defaults.steps if steps is None else steps,
-            solver=solver or defaults.solver,
+            solver=defaults.solver if solver is None else solver,
             eta=eta,
             guidance=defaults.guidance if guidance is None else guidance,
             motion=1.0,
@@ -307,6 +307,10 @@ def _check_settings(settings: Settings) -> None:
     for field in ("prompt", "negative"):
         if not isinstance(getattr(settings, field), str):
             raise RequestError(field, f"must be text, got {getattr(settings, field)!r}")
+        try:
+            getattr(settings, field).encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(field, f"is not valid UTF-8 text: {error.object!r}") from error
     for field in ("seed", "batch", "width", "height", "frames"):
         value = getattr(settings, field)
         if isinstance(value, bool) or not isinstance(value, int):

@@ -25,6 +25,17 @@ def settings_of(metadata: dict[str, Any]) -> tuple[Settings, int]:
     return Settings(**{name: metadata[name] for name in fields}), row
 
 
+def engines_of(metadata: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Component -> backend, device, precision, version; raises RequestError for anything else."""
+    engines = metadata.get("engines")
+    if not isinstance(engines, dict) or not all(
+        isinstance(engine, dict) and all(isinstance(value, str) for value in engine.values())
+        for engine in engines.values()
+    ):
+        raise RequestError("like", f"the file's engines are {engines!r}")
+    return engines
+
+
 def differences(metadata: dict[str, Any], result: Result, row: int) -> list[str]:
     """What is not as it was when the image was made; empty if the same bits are promised."""
     now, found = result.metadata(row), []
@@ -32,7 +43,7 @@ def differences(metadata: dict[str, Any], result: Result, row: int) -> list[str]
         if metadata.get(name) != now[name]:
             label = "bundle digest" if name == "digest" else name
             found.append(f"{label} was {_short(metadata.get(name))}, is {_short(now[name])}")
-    before = metadata.get("engines", {})
+    before = engines_of(metadata)
     for component, engine in now["engines"].items():
         if before.get(component) != engine:
             was = " ".join((before.get(component) or {"": "absent"}).values())

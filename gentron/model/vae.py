@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gentron.errors import BundleError
+
+STATISTICS = ("latents_mean", "latents_std")  # per channel, as newer autoencoders spell them
 
 
 def new_vae(config: dict[str, Any]) -> nn.Module:
@@ -19,7 +22,11 @@ def new_vae(config: dict[str, Any]) -> nn.Module:
         raise BundleError(
             f"vae/config.json: _class_name {name!r} is not a diffusers autoencoder with decode"
         )
-    model: nn.Module = kind.from_config(config)
+    # Classes without these fields would ignore them, loudly; they are kept on the config instead.
+    accepted = inspect.signature(kind.__init__).parameters
+    extra = {key: config[key] for key in STATISTICS if key in config and key not in accepted}
+    model = kind.from_config({key: value for key, value in config.items() if key not in extra})
+    model.register_to_config(**extra)
     return model
 
 
