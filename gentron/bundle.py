@@ -74,13 +74,13 @@ class Manifest:
             found = values["format"]
             if found != FORMAT:
                 raise BundleError(
-                    f"{where}: bundle format {found}, this version ({gentron.__version__}) reads "
+                    f"bundle format {found}, this version ({gentron.__version__}) reads "
                     f"format {FORMAT}; upgrade gentron, or export the bundle again"
                 )
             manifest = cls(
-                name=str(values["name"]),
-                weights=str(values["weights"]),
-                storage=str(values["storage"]),
+                name=_one_of(values, "name"),
+                weights=_one_of(values, "weights", "trained", "random"),
+                storage=_one_of(values, "storage", "F16", "BF16", "F32"),
                 precisions={key: tuple(value) for key, value in values["precisions"].items()},
                 defaults=SamplingDefaults(**values["defaults"]),
                 provenance=dict(values["provenance"]),
@@ -90,17 +90,33 @@ class Manifest:
                     for name, entry in values["files"].items()
                 },
                 contract=dict(values["contract"]),
-                probes=dict(values["probes"]),
+                probes={key: str(value) for key, value in values["probes"].items()},
                 version=str(values["version"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except BundleError as error:
+            raise BundleError(f"{where}: {error}") from error
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise BundleError(
                 f"{where}: not a valid manifest ({type(error).__name__}: {error}); "
                 "export the bundle again"
             ) from error
-        for name in manifest.files:
+        for name in (*manifest.files, *manifest.probes.values()):
             check_inside(name, where)
         return manifest
+
+
+def _one_of(values: dict[str, Any], field: str, *allowed: str) -> str:
+    value = values[field]
+    if not isinstance(value, str) or (allowed and value not in allowed):
+        raise ValueError(f"{field} is {value!r}")
+    return value
 
 
 def check_inside(name: str, where: Path) -> None:
@@ -177,6 +193,7 @@ class Bundle:
                 f"{path}: its contract is not the one this version derives from its "
                 "configuration; export it again with this version"
             )
+        _check_listed(path, manifest, components, len(config.text))
         return cls(
             path=path,
             manifest=manifest,
@@ -226,6 +243,25 @@ def verify_files(path: Path, manifest: Manifest, *, digests: bool) -> None:
                 f"{path / name}: contents differ from the manifest's sha256: swapped, edited or "
                 "damaged; copy or export it again"
             )
+
+
+def _check_listed(
+    path: Path, manifest: Manifest, components: Mapping[str, Component], encoders: int
+) -> None:
+    """Whatever is read by name must have a digest."""
+    read = ["transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+    read += [NULL_TEXT, *manifest.probes.values()]
+    read += [str(tokenizer_file(i)) for i in range(encoders)]
+    read += [
+        components[name].graph_file(precision)
+        for name, precisions in manifest.precisions.items()
+        if name in components
+        for precision in precisions
+    ]
+    if missing := [name for name in read if name not in manifest.files]:
+        raise BundleError(
+            f"{path / missing[0]}: the manifest has no digest of it; export the bundle again"
+        )
 
 
 def _read(file: Path) -> str:

@@ -15,6 +15,13 @@ TextFamily = Literal["clip", "t5", "bert"]
 Injection = Literal["cross_attention", "adaln"]
 
 
+def _check_counts(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if type(value) is not int or value < 1:
+            raise BundleError(f"config: {name} must be at least 1, got {value!r}")
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """One text encoder as the transformer sees it."""
@@ -26,6 +33,11 @@ class TextConfig:
     gives_pooled: bool = False
     # The paper is silent; PixArt masks padding, Stable Diffusion (CLIP) attends to it.
     attend_padding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.family not in ("clip", "t5", "bert"):
+            raise BundleError(f"config: text family {self.family!r} is not one of clip, t5, bert")
+        _check_counts(self, "width", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -59,15 +71,28 @@ class GenTronConfig:
     side_range: tuple[int, int] = (64, 2048)
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "mlp_width", "heads", "latent_channels", "patch"):
-            if getattr(self, name) < 1:
-                raise BundleError(f"config: {name} must be at least 1, got {getattr(self, name)}")
+        _check_counts(self, "width", "depth", "mlp_width", "heads", "latent_channels", "patch")
+        _check_counts(self, "sample_height", "sample_width", "sample_frames", "max_frames")
+        _check_counts(self, "time_features", "position_base")
+        if self.injection not in ("cross_attention", "adaln"):
+            raise BundleError(
+                f"config: injection {self.injection!r} is not one of cross_attention, adaln"
+            )
+        sides = self.side_range
+        if (
+            len(sides) != 2
+            or any(type(s) is not int for s in sides)
+            or not 0 < sides[0] <= sides[1]
+        ):
+            raise BundleError(f"config: side_range must be (smallest, largest), got {sides}")
         if self.width % (4 * self.heads):
             raise BundleError(
                 f"config: width {self.width} must be a multiple of 4 x heads ({self.heads})"
             )
         if not 1 <= len(self.text) <= 2:
             raise BundleError(f"config: one or two text encoders, got {len(self.text)}")
+        if self.injection == "cross_attention" and self.depth < len(self.text):
+            raise BundleError(f"config: depth {self.depth} leaves a text encoder without a block")
         if self.injection == "adaln" and not self.pooled_width:
             raise BundleError("config: injection 'adaln' needs an encoder that gives pooled text")
         if sum(t.gives_pooled for t in self.text) > 1:
@@ -96,9 +121,9 @@ class GenTronConfig:
         """Raises BundleError that names an unknown or missing field."""
         given = dict(values)
         text = given.pop("text", ())
-        if "side_range" in given:
-            given["side_range"] = tuple(given["side_range"])
         try:
+            if "side_range" in given:
+                given["side_range"] = tuple(given["side_range"])
             return cls(text=tuple(TextConfig(**item) for item in text), **given)
         except TypeError as error:
             raise BundleError(
@@ -114,6 +139,14 @@ class SamplingDefaults:
     steps: int
     guidance: float
     motion: float = 1.0  # lambda_M of equation 6
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "steps")
+        for name in ("guidance", "motion"):
+            if type(getattr(self, name)) not in (int, float):
+                raise BundleError(f"defaults: {name} must be a number, got {getattr(self, name)!r}")
+        if not isinstance(self.solver, str):
+            raise BundleError(f"defaults: solver must be a name, got {self.solver!r}")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def latent_size(config: GenTronConfig, factor: int, width: int, height: int) -> 
     low, high = -(-low // unit) * unit, high // unit * unit
 
     def nearest(side: int) -> int:
-        return min(max(round(side / unit) * unit, low), high)
+        return min(max((2 * side + unit) // (2 * unit) * unit, low), high)
 
     if nearest(width) != width or nearest(height) != height:
         raise RequestError(

@@ -17,8 +17,8 @@ MAX_SEED = 2**64 - 1
 
 
 def check_seed(seed: int, samples: int = 1) -> None:
-    if not 0 <= seed <= MAX_SEED - (samples - 1):
-        raise RequestError("seed", f"must be between 0 and 2**64 - {samples}, got {seed}")
+    if not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED - (samples - 1):
+        raise RequestError("seed", f"must be an integer from 0 to 2**64 - {samples}, got {seed}")
 
 
 def normal(

@@ -112,6 +112,15 @@ def save_probes(file: Path, cases: list[ProbeCase], outputs: list[dict[str, Arra
 
 def load_probes(file: Path) -> list[tuple[ProbeCase, dict[str, Array]]]:
     """Cases with torch's float32 outputs; raises BundleError for a file of another kind."""
+    from safetensors import SafetensorError
+
+    try:
+        return _load_probes(file)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{file}: not a readable probe file: {error}") from error
+
+
+def _load_probes(file: Path) -> list[tuple[ProbeCase, dict[str, Array]]]:
     from safetensors import safe_open
 
     with safe_open(file, framework="numpy") as stored:

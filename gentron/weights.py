@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,28 +35,24 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if length + 8 > size or length > MAX_HEADER:
                 raise BundleError(f"{file}: truncated or not a safetensors file; copy it again")
             header: dict[str, Any] = json.loads(stream.read(length))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file}: not a readable safetensors file: {error}") from error
-    try:
         header.pop("__metadata__", None)
-        found = {
-            name: (
-                entry["dtype"],
-                tuple(map(int, entry["shape"])),
-                *map(int, entry["data_offsets"]),
-            )
-            for name, entry in header.items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{file}: not a safetensors header ({error!r}); copy it again") from error
-    tensors = {}
-    for name, (dtype, shape, begin, end) in found.items():
-        if 8 + length + end > size:
-            raise BundleError(f"{file}: truncated inside tensor {name}; copy the file again")
-        if dtype not in BYTES:
-            raise BundleError(f"{file}: tensor {name} has the unknown type {dtype}")
-        tensors[name] = StoredTensor(file, 8 + length + begin, end - begin, dtype, shape)
-    return tensors
+        return {n: _stored(file, size, 8 + length, n, entry) for n, entry in header.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{file}: not a readable safetensors file: {error!r}") from error
+
+
+def _stored(file: Path, size: int, start: int, name: str, entry: dict[str, Any]) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    if dtype not in BYTES:
+        raise BundleError(f"{file}: tensor {name} has the unknown type {dtype}")
+    if any(type(n) is not int or n < 0 for n in (begin, end, *shape)):
+        raise BundleError(f"{file}: tensor {name} has impossible offsets or sides; copy it again")
+    if start + end > size:
+        raise BundleError(f"{file}: truncated inside tensor {name}; copy the file again")
+    if end - begin != math.prod(shape) * BYTES[dtype]:
+        raise BundleError(f"{file}: tensor {name} is not as long as its shape; copy it again")
+    return StoredTensor(file, start + begin, end - begin, dtype, shape)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

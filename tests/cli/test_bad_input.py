@@ -31,7 +31,7 @@ def image_refused(refused: Refused, tiny_bundle: Path) -> Refused:
     ("size", "advice"),
     [
         ("17x16", "multiple of 4 from 16 to 256; try 16x16"),
-        ("16x18", "try 16x16"),
+        ("16x18", "try 16x20"),
         ("0x0", "try 16x16"),
         ("100000x16", "try 256x16"),
         ("16x12", "try 16x16"),

@@ -48,7 +48,9 @@ def test_stand_in_ids_equal_those_of_transformers(tiny_bundle, encoder, prompt):
 
     folder = tiny_bundle / ("tokenizer" if encoder == 0 else "tokenizer_2")
     length = Bundle.open(tiny_bundle, verify=False).config.text[encoder].max_tokens
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))(prompt)
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), pad_token=("<end>", "<pad>")[encoder]
+    )(prompt, padding="max_length", truncation=True, max_length=length)
     ours = PromptTokenizer(folder / "tokenizer.json", length)(prompt)
     assert ours.ids.tolist() == theirs["input_ids"]
     assert len(ours.ids) == length
