@@ -32,6 +32,7 @@ COMPUTE = "compute"  # the graph's own type: float16, bfloat16 or float32
 STATE_SLOTS = 3  # latents and two of solver memory
 UPDATE_TERMS = 5  # the three slots, the prediction, the noise
 MAX_BRANCHES = 3  # equation 6
+MASKED = -1e4  # additive; exp underflows to exactly 0 in float16 and float32, without NaN rows
 
 Axis = int | str
 

@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gentron.config import GenTronConfig
-from gentron.contract import COMPUTE, Component, TensorSpec
+from gentron.contract import COMPUTE, MASKED, Component, TensorSpec
 from gentron.errors import BundleError
 from gentron.noise import normal
 
 Array = npt.NDArray[Any]
-MASKED = -1e4  # the additive mask of padding
 TABLE_SCALE = 0.25  # of modulation rows: about what trained conditioners give
 CASES = "cases"
 

@@ -163,7 +163,7 @@ def ddim(schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> tuple[Path, F
 
     As in diffusers, a step goes from t to t - num_train_timesteps // S whatever the spacing, so
     under `linspace`, and where S does not divide the range, the level that a step reaches is not
-    the one at which the next is evaluated (huggingface/diffusers issue 11347).
+    the one at which the next is evaluated (huggingface/diffusers, thread 11347).
     """
     if schedule.is_flow:
         return euler(schedule, steps)

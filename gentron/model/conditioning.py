@@ -8,7 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gentron.config import GenTronConfig
-from gentron.model.layers import MASKED, head_norm, sinusoid
+from gentron.contract import MASKED
+from gentron.model.layers import head_norm, sinusoid
 
 
 class Embedder(nn.Module):

@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gentron.config import GenTronConfig
+from gentron.contract import MASKED
 from gentron.model.layers import (
-    MASKED,
     CrossAttention,
     Mlp,
     SelfAttention,
