@@ -39,6 +39,12 @@ def kinds(model: ir.Model) -> collections.Counter:
     return collections.Counter(node.op_type for node in model.graph)
 
 
+def weights(model: ir.Model) -> list[ir.ExternalTensor]:
+    """What the graph reads from the bundle's weights; small constants stay inside it."""
+    values = (v.const_value for v in model.graph.initializers.values())
+    return [value for value in values if isinstance(value, ir.ExternalTensor)]
+
+
 @pytest.mark.parametrize(("name", "precision"), GRAPHS)
 def test_every_axis_of_the_contract_is_symbolic_and_named(bundle, models, name, precision):
     component, graph = bundle.components[name], models[name, precision].graph
@@ -52,8 +58,10 @@ def test_every_axis_of_the_contract_is_symbolic_and_named(bundle, models, name, 
 @pytest.mark.parametrize(("name", "precision"), GRAPHS)
 def test_weights_stay_outside_the_graph(bundle, models, name, precision):
     model = models[name, precision]
+    assert weights(model)
     for initializer in model.graph.initializers.values():
-        assert isinstance(initializer.const_value, ir.ExternalTensor), initializer.name
+        value = initializer.const_value
+        assert isinstance(value, ir.ExternalTensor) or value.nbytes < 8192, initializer.name
     for node in model.graph:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.TENSOR:
@@ -72,10 +80,7 @@ def test_the_checker_passes_and_the_opset_has_gelu(bundle, name, precision):
 def test_both_precisions_read_the_same_bytes(models):
     for name in COMPONENTS:
         places = [
-            {
-                (v.const_value.location, v.const_value.offset, v.const_value.length)
-                for v in models[name, precision].graph.initializers.values()
-            }
+            {(w.location, w.offset, w.length) for w in weights(models[name, precision])}
             for precision in ("fp16", "fp32")
         ]
         assert places[0] == places[1], name
@@ -116,8 +121,8 @@ def test_the_tail_of_the_float16_denoiser_is_float32(models):
     final = graph.initializers["denoiser.final.weight"]
     assert final.const_value.dtype == ir.DataType.FLOAT
     assert graph.outputs[0].dtype == ir.DataType.FLOAT
-    half = [v for v in graph.initializers.values() if v.const_value.dtype == ir.DataType.FLOAT16]
-    assert len(half) > 0.9 * len(graph.initializers)
+    stored = weights(models["denoiser", "fp16"])
+    assert sum(w.dtype == ir.DataType.FLOAT16 for w in stored) == len(stored) - 2
 
 
 def test_the_residual_stream_of_t5_is_float32_in_float16_graphs(models):
