@@ -6,7 +6,7 @@ A field the paper does not fix carries its reason beside the default.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from gentron.errors import BundleError
@@ -160,4 +160,3 @@ class ModelSpec:
     scheduler: dict[str, Any]  # a diffusers configuration, `_class_name` included
     defaults: SamplingDefaults
     note: str = ""
-    tags: tuple[str, ...] = field(default=())

@@ -16,7 +16,7 @@ from gentron.bundle import NULL_TEXT, Bundle, null_text_names, tokenizer_file
 from gentron.contract import text_encoder_name
 from gentron.engines import Engine
 from gentron.runtime.finite import check_finite
-from gentron.runtime.tokenizer import PromptTokenizer, Tokens
+from gentron.runtime.tokenizer import PromptTokenizer
 
 log = logging.getLogger(__name__)
 CACHED_PROMPTS = 64  # about 50 kB each for `emoji`, 2 MB for CLIP-L with T5-XXL
@@ -79,9 +79,6 @@ class TextStage:
         return EncodedText(
             prompt, tuple(hidden), tuple(_frozen(t.mask) for t in tokens), pooled, lost
         )
-
-    def tokens(self, prompt: str) -> list[Tokens]:
-        return [tokenizer(prompt) for tokenizer in self._tokenizers]
 
 
 def _stored_null(bundle: Bundle) -> EncodedText:
