@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 from tokenizers import Tokenizer
 
 import gentron
+from gentron.agreement import compare, require
 from gentron.bundle import (
     MANIFEST,
     NULL_TEXT,
@@ -33,7 +34,7 @@ from gentron.contract import text_encoder_name
 from gentron.errors import OutputError, RequestError
 from gentron.export.components import TRANSFORMER, VAE, Part, parts
 from gentron.export.link import WeightMap
-from gentron.export.parity import compare, load_reference, reference_outputs, require, run_graph
+from gentron.export.parity import load_reference, reference_outputs, run_graph
 from gentron.export.source import Origin, from_checkpoint, from_preset
 from gentron.export.stand_in import padded_tokenizer
 from gentron.export.storage import write_folder

@@ -47,7 +47,7 @@ WATCHED = (
 class Recipe:
     """How much of each stage; the defaults made the checkpoint that ships."""
 
-    autoencoder_images: int = 21_000
+    autoencoder_images: int = 28_000
     pool_images: int = 24_576
     denoiser_steps: int = 3_900
     batch: int = 64

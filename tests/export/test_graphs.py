@@ -12,10 +12,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from gentron.agreement import TOLERANCES, compare
 from gentron.bundle import Bundle
 from gentron.engines import backend_named
 from gentron.export.components import Source, parts
-from gentron.export.parity import TOLERANCES, compare, load_reference, reference_outputs
+from gentron.export.parity import load_reference, reference_outputs
 from gentron.export.tracing import OPSET
 from gentron.probe import ProbeCase, probe_inputs
 from gentron.weights import stored_tensors
