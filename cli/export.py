@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 import gentron
 from gentron.cli.common import run_command, warn
 from gentron.errors import RequestError
+
+Progress = Callable[[str, str, float], None]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,18 +26,21 @@ from gentron.errors import RequestError
 @click.option("--fp32", is_flag=True, help="Store and compute in float32 only.")
 @click.option("--bf16", is_flag=True, help="Store and compute in bfloat16.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder [./NAME].")
+@click.option("--only", multiple=True, metavar="COMPONENT",
+              help="Export this component; repeatable [all].")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with an export that was interrupted.")
 @click.option("--shard-size", type=int, help="Largest weight file in bytes [5000000000].")
 @click.option("--list", "list_presets", is_flag=True, help="List the presets and stop.")
 @click.version_option(gentron.__version__)
 def cli(
     model: str | None,
     checkpoint: Path | None,
-    fp16: bool,
-    fp32: bool,
-    bf16: bool,
     output: Path | None,
+    only: tuple[str, ...],
+    resume: bool,
     shard_size: int | None,
     list_presets: bool,
+    **precisions: bool,
 ) -> None:
     """Trace every component to ONNX, link it to its weights, compare it with PyTorch.
 
@@ -43,6 +53,7 @@ def cli(
             click.echo(f"{spec.name:<18} {spec.note}")
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         from gentron.export import export_bundle
         from gentron.export.bundle_writer import DEFAULT_SHARD
@@ -50,29 +61,90 @@ def cli(
         raise RequestError(
             "export", f"cannot import {error.name}; run: pip install 'gentron[export]'"
         ) from error
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-
-        def progress(component: str, doing: str) -> None:
-            status.update(f"{component}: {doing}")
-            if not console.is_terminal:
-                click.echo(f"{component}: {doing}", err=True)
-
+    with _progress() as (progress, say):
+        if model is not None:
+            warn("the weights are random: the bundle shows wiring and speed, not pictures")
         bundle = export_bundle(
             model=model,
             checkpoint=checkpoint,
-            fp16=fp16,
-            fp32=fp32,
-            bf16=bf16,
             output=output,
+            only=only,
+            resume=resume,
             shard_size=DEFAULT_SHARD if shard_size is None else shard_size,
+            planned=lambda plan: say(plan.text),
             progress=progress,
+            **precisions,
         )
-    if model is not None:
-        warn("the weights are random: the bundle shows wiring and speed, not pictures")
+    for line in _summary(bundle):
+        click.echo(line, err=True)
     click.echo(str(bundle))
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Progress, Callable[[str], None]]]:
+    """A bar for each component on a terminal; elsewhere a line for each activity."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.fields[component]:<20}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+        last: dict[str, str] = {}
+
+        def progress(component: str, doing: str, share: float) -> None:
+            if component not in tasks:
+                tasks[component] = bars.add_task(doing, total=1.0, component=component)
+            bars.update(tasks[component], description=doing, completed=share)
+            if not console.is_terminal and last.get(component) != doing:
+                click.echo(f"{component}: {doing}", err=True)
+            last[component] = doing
+
+        def say(text: str) -> None:
+            console.print(text, highlight=False, soft_wrap=True)
+
+        yield progress, say
+
+
+def _summary(bundle: Path) -> Iterator[str]:
+    """What was exported, how long it took and how much memory, from the bundle's own report."""
+    from gentron.bundle import REPORT
+
+    report = json.loads((bundle / REPORT).read_text("utf-8"))
+    header = ("component", "parameters", "trace s", "check s", "trace GB", "check GB", "worst")
+    yield _row(header)
+    for found in report["components"]:
+        yield _row(_facts(found))
+    yield f"memory is each process's peak; worst is of the range; details: {bundle / REPORT}"
+
+
+def _facts(found: dict[str, Any]) -> tuple[str, ...]:
+    first = found["precisions"][0]
+    computes = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+    worst = max(a["max_relative"] for a in found["parity"] if a["compute"] == computes[first])
+    seconds, peak = found["seconds"], found["peak_bytes"]
+    return (
+        found["component"],
+        f"{found['graphs'][0]['parameters'] / 1e6:,.1f} M",
+        f"{seconds['trace']:.0f}",
+        f"{seconds['parity']:.0f}",
+        f"{peak['trace'] / 1e9:.2f}",
+        f"{peak['parity'] / 1e9:.2f}",
+        f"{worst:.1g} in {first}",
+    )
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    widths = (-18, 12, 8, 8, 9, 9, 16)
+    return "".join(
+        f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}"
+        for cell, width in zip(cells, widths, strict=True)
+    )
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from gentron.contract import Component
 from gentron.engines.base import Array, Backend, Buffer, Call, Engine, EngineInfo
 from gentron.errors import BackendError
 
-PROVIDER = "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -76,13 +76,11 @@ class OnnxRuntimeEngine(Engine):
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(str(graph), options, providers=[PROVIDER])
+            self._session = ort.InferenceSession(str(graph), options, providers=[CPU])
         except Exception as error:  # ONNX Runtime's own classes share no useful base
             raise BackendError(f"onnxruntime: {component.name} ({graph}): {error}") from error
-        if self._session.get_providers()[0] != PROVIDER:
-            raise BackendError(
-                f"onnxruntime: asked for {PROVIDER}, got {self._session.get_providers()}"
-            )
+        if self._session.get_providers()[0] != CPU:
+            raise BackendError(f"onnxruntime: asked for {CPU}, got {self._session.get_providers()}")
         found = [value.name for value in self._session.get_inputs()]
         assert found == [spec.name for spec in component.inputs], (component.name, found)
         self.info = EngineInfo(

@@ -1,59 +1,50 @@
-"""`gentron-export`: a checkpoint or preset becomes a bundle, or nothing at all."""
+"""`gentron-export`: a checkpoint or preset becomes a bundle, whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import onnx
-import onnx_ir as ir
+import onnxscript
 import torch
+import transformers
 from safetensors.numpy import load_file, save
-from tokenizers import Tokenizer
 
 import gentron
-from gentron.agreement import compare, require
-from gentron.bundle import (
-    MANIFEST,
-    NULL_TEXT,
-    REPORT,
-    FileEntry,
-    Manifest,
-    null_text_names,
-    sha256_file,
-    tokenizer_file,
-)
+from gentron.bundle import MANIFEST, NULL_TEXT, REPORT, FileEntry, Manifest, tokenizer_file
 from gentron.contract import text_encoder_name
+from gentron.digests import remember
 from gentron.errors import OutputError, RequestError
-from gentron.export.components import TRANSFORMER, VAE, Part, parts
-from gentron.export.link import WeightMap
-from gentron.export.parity import load_reference, reference_outputs, run_graph
+from gentron.export.component import (
+    Exported,
+    Progress,
+    export_component,
+    null_text_file,
+    probe_file,
+)
+from gentron.export.components import Part, parts
+from gentron.export.isolate import export_isolated
+from gentron.export.plan import ExportPlan, make_plan
 from gentron.export.source import Origin, from_checkpoint, from_preset
 from gentron.export.stand_in import padded_tokenizer
-from gentron.export.storage import write_folder
-from gentron.export.tracing import Traceable, trace
-from gentron.latents import vae_factor
+from gentron.export.storage import TensorSource, write_folder
+from gentron.export.workspace import Workspace
 from gentron.presets import preset
-from gentron.probe import ProbeCase, probe_sizes, save_probes
-from gentron.weights import StoredTensor, stored_tensors
 
 log = logging.getLogger(__name__)
 
 STORAGE = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
-COMPUTE = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 DEFAULT_SHARD = 5_000_000_000  # bytes; transformers' own default is of this order
-# Prompts of the text encoders' probes: ordinary, empty, and longer than any encoder takes.
-PROBE_PROMPTS = ("a cat reading a newspaper", "", "a very long prompt " * 40)
-PROBE_SEED = 4557  # the paper's number
-
-Progress = Callable[[str, str], None]  # (component, what is being done)
+# Models that store more than this are exported in one process for each component.
+ISOLATED = 1_000_000_000  # bytes
 
 
 def export_bundle(
@@ -64,15 +55,23 @@ def export_bundle(
     fp32: bool = False,
     bf16: bool = False,
     output: Path | str | None = None,
+    only: Sequence[str] = (),
+    resume: bool = False,
     shard_size: int = DEFAULT_SHARD,
-    progress: Progress = lambda component, doing: None,
+    isolate: bool | None = None,
+    planned: Callable[[ExportPlan], None] = lambda plan: None,
+    progress: Progress = lambda component, doing, share: None,
 ) -> Path:
     """Exports one model; keywords are the options of `gentron-export`. Returns the bundle.
 
     One of `model` (a preset's name) and `checkpoint` (a folder); at most one of the precisions,
     fp16 by default. fp16 and bf16 bundles also hold float32 graphs over the same weights. Every
-    graph is compared with torch before anything appears at `output` (default: ./NAME). Raises
-    RequestError, BundleError, ParityError or OutputError.
+    graph is compared with torch before anything appears at `output` (default: ./NAME). `only`
+    exports some components; the rest of the bundle is left out. What an interrupted export has
+    finished stays in a hidden folder beside the output, and `resume` goes on from there.
+    `isolate` gives every component a process of its own (default: if the model is large).
+    `planned` is told disk and time before anything is written. Raises RequestError, BundleError,
+    ParityError, ResourceError or OutputError.
     """
     if (model is None) == (checkpoint is None):
         raise RequestError("model", "give either --model PRESET or --checkpoint DIR")
@@ -85,52 +84,114 @@ def export_bundle(
     origin = (
         from_preset(preset(model)) if model is not None else from_checkpoint(Path(str(checkpoint)))
     )
+    selected = _select(origin, only)
+    settings = {
+        "source": origin.fingerprint,
+        "precision": precision,
+        "components": list(selected),
+        "shard_size": shard_size,
+        "versions": _versions(),
+    }
     target = Path(output) if output else Path(origin.name)
-    _check_target(target)
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
-        partial.mkdir()
-        _Writer(origin, precision, partial, shard_size, progress).write()
-        if target.is_dir():
-            target.rmdir()  # empty, as checked; os.replace wants it gone on some systems
-        os.replace(partial, target)
+        workspace = Workspace(target, settings, resume=resume)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    try:
+        writer = _Writer(origin, selected, precision, workspace, shard_size, progress)
+        plan = writer.plan()
+        planned(plan)
+        plan.require_disk()
+        files = writer.write(isolate)
+        workspace.publish()
+    except OSError as error:
+        kept = workspace.abandon()
+        advice = "free some space" if error.errno == errno.ENOSPC else "correct that"
+        raise OutputError(
+            f"{target}: cannot be written: {error.strerror or error}; {advice}, then repeat the "
+            f"command{' with --resume' if kept else ''}"
+        ) from error
+    except BaseException:
+        if workspace.abandon():
+            log.warning("what is finished stays in %s; --resume goes on", workspace.folder)
+        raise
+    remember({target / name: entry.sha256 for name, entry in files.items()})
     return target
 
 
-def _check_target(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise OutputError(f"{target.parent}: no such folder; create it first")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{target}: exists and is not empty; remove it, or choose another -o")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{target.parent}: not writable; choose another -o")
+def _select(origin: Origin, only: Sequence[str]) -> dict[str, Part]:
+    available = parts(origin.source)
+    if unknown := [name for name in only if name not in available]:
+        raise RequestError(
+            "only", f"no component {unknown[0]!r}; this model has {', '.join(available)}"
+        )
+    return {name: part for name, part in available.items() if not only or name in only}
 
 
 class _Writer:
-    """Fills one empty folder."""
+    """Fills one workspace."""
 
     def __init__(
-        self, origin: Origin, precision: str, folder: Path, shard_size: int, progress: Progress
+        self,
+        origin: Origin,
+        selected: dict[str, Part],
+        precision: str,
+        workspace: Workspace,
+        shard_size: int,
+        progress: Progress,
     ):
-        self.origin, self.folder, self.progress = origin, folder, progress
+        self.origin, self.parts, self.workspace = origin, selected, workspace
+        self.folder, self.progress = workspace.folder, progress
         self.source, self.shard_size = origin.source, shard_size
         self.precisions = (precision,) if precision == "fp32" else (precision, "fp32")
         self.storage = STORAGE[precision]
-        self.factor = vae_factor(self.source.vae)
-        self.report: list[dict[str, Any]] = []
+        self.weights = self._chosen_weights()
 
-    def write(self) -> None:
+    def plan(self) -> ExportPlan:
+        written = sum(
+            file.stat().st_size
+            for file in self.folder.rglob("*.safetensors")
+            if self.workspace.digest(file) is not None
+        )
+        return make_plan(
+            list(self.parts.values()),
+            self.source.config,
+            [tensor for tensors in self.weights.values() for tensor in tensors],
+            self.precisions,
+            self.workspace.target,
+            written=written,
+            random=self.origin.weights == "random",
+        )
+
+    def write(self, isolate: bool | None) -> dict[str, FileEntry]:
+        """Everything; returns the files that the manifest lists."""
+        stored = sum(t.length for tensors in self.weights.values() for t in tensors)
+        if isolate is None:
+            isolate = stored > ISOLATED
         self._write_configs()
         self._write_weights()
         self._write_tokenizers()
-        graphs = {name: self._export(part) for name, part in parts(self.source).items()}
-        self._write_manifest(graphs)
-        text = json.dumps({"exported_by": _versions(), "parity": self.report}, indent=1)
+        exported = [self._export(name, isolate) for name in self.parts]
+        self._write_null_text()
+        files = self._write_manifest(exported)
+        text = json.dumps({"exported_by": _versions(), "components": [vars(e) for e in exported]},
+                          indent=1)  # fmt: skip
         (self.folder / REPORT).write_text(text + "\n", "utf-8")
+        return files
+
+    def _encoders(self) -> list[str]:
+        return [text_encoder_name(i) for i in range(len(self.source.encoders))]
+
+    def _chosen_weights(self) -> dict[str, list[TensorSource]]:
+        """By folder: the tensors that the chosen components read."""
+        folders: dict[str, tuple[str, ...]] = {}
+        for part in self.parts.values():
+            folder = part.component.folder
+            folders[folder] = (*folders.get(folder, ()), part.prefixes[1])
+        return {
+            folder: self.origin.tensors(folder, self.storage, prefixes)
+            for folder, prefixes in folders.items()
+        }
 
     def _write_configs(self) -> None:
         source = self.source
@@ -153,122 +214,77 @@ class _Writer:
         self._json("scheduler/scheduler_config.json", source.scheduler)
 
     def _write_weights(self) -> None:
-        folders = [text_encoder_name(i) for i in range(len(self.source.encoders))]
-        for folder in (*folders, TRANSFORMER, VAE):
-            self.progress(folder, "weights")
-            stem = "model" if folder in folders else "diffusion_pytorch_model"
-            tensors = self.origin.tensors(folder, self.storage)
-            write_folder(self.folder / folder, stem, tensors, self.shard_size)
+        for folder, tensors in self.weights.items():
+            stem = "model" if folder in self._encoders() else "diffusion_pytorch_model"
+            self.progress(f"{folder}/", "weights", 0.0)
+            write_folder(
+                self.folder / folder,
+                stem,
+                tensors,
+                self.shard_size,
+                journal=self.workspace,
+                progress=lambda share, folder=folder: self.progress(  # type: ignore[misc]
+                    f"{folder}/", "weights", share
+                ),
+            )
+            self.progress(f"{folder}/", "weights", 1.0)
 
     def _write_tokenizers(self) -> None:
-        for i, text in enumerate(self.origin.tokenizers):
-            file = self.folder / tokenizer_file(i)
-            file.parent.mkdir()
-            ready = padded_tokenizer(text, self.source.config.text[i], self.source.encoders[i])
-            file.write_text(ready + "\n", "utf-8")
+        for i, (name, text) in enumerate(
+            zip(self._encoders(), self.origin.tokenizers, strict=True)
+        ):
+            if name in self.parts:
+                file = self.folder / tokenizer_file(i)
+                file.parent.mkdir(exist_ok=True)
+                config, encoder = self.source.config.text[i], self.source.encoders[i]
+                file.write_text(padded_tokenizer(text, config, encoder) + "\n", "utf-8")
 
-    def _export(self, part: Part) -> tuple[str, ...]:
-        component = part.component
-        weights = self._weights(part)
-        with torch.device("cpu"):
-            module = load_reference(part.build(), weights.tensors)
-        cases = self._cases(part)
-        self.progress(component.name, "reference")
-        wanted = [reference_outputs(component, module, case) for case in cases]
-        if component.name.startswith("text_encoder"):
-            self._keep_null(component.name, cases, wanted)
-        del module
-        for precision in self.precisions:
-            compute, graph = COMPUTE[precision], self.folder / component.graph_file(precision)
-            self.progress(component.name, f"{precision}: tracing")
-            started = time.perf_counter()
-            model = trace(Traceable(component, part.build, part.side_unit), compute, weights)
-            ir.save(model, graph)
-            onnx.checker.check_model(str(graph))
-            seconds = time.perf_counter() - started
-            self.progress(component.name, f"{precision}: parity")
-            outputs, runner = run_graph(component, graph, compute, cases, self.factor)
-            agreements = [
-                agreement
-                for case, got, reference in zip(cases, outputs, wanted, strict=True)
-                for agreement in compare(component, compute, case, got, reference, runner)
-            ]
-            self.report += [{**a.to_dict(), "trace_seconds": round(seconds, 2)} for a in agreements]
-            require(agreements)
-        save_probes(self.folder / _probe_file(component.name), cases, wanted)
-        return self.precisions
+    def _export(self, name: str, isolate: bool) -> Exported:
+        if finished := self.workspace.exported(name):
+            self.progress(name, "finished before", 1.0)
+            return finished
+        notes = self.workspace.notes
+        if isolate:
+            exported = export_isolated(self.folder, notes, name, self.precisions, self.progress)
+        else:
+            exported = export_component(
+                self.folder, notes, self.source, name, self.precisions, progress=self.progress
+            )
+        self.workspace.keep(exported)
+        self.progress(name, "finished", 1.0)
+        return exported
 
-    def _weights(self, part: Part) -> WeightMap:
-        """Stored tensors under the traced module's parameter names, tied ones under each."""
-        folder = self.folder / part.component.folder
-        stored = stored_tensors(folder)
-        with torch.device("meta"):
-            module = part.build()
-        by_identity: dict[int, str] = {}
-        named: dict[str, StoredTensor] = {}
-        values = [*module.named_parameters(remove_duplicate=False)]
-        persistent = module.state_dict().keys()
-        values += [(n, b) for n, b in module.named_buffers() if n in persistent]
-        for name, value in values:
-            first = by_identity.setdefault(id(value), part.stored_name(name))
-            named[name] = stored[first]
-        return WeightMap(named, folder)
-
-    def _cases(self, part: Part) -> list[ProbeCase]:
-        sizes = probe_sizes(part.component, self.source.config)
-        if not part.component.name.startswith("text_encoder"):
-            return [ProbeCase(PROBE_SEED + i, size) for i, size in enumerate(sizes)]
-        names = [text_encoder_name(i) for i in range(len(self.source.encoders))]
-        file = self.folder / tokenizer_file(names.index(part.component.name))
-        encoded = Tokenizer.from_file(str(file)).encode_batch(list(PROBE_PROMPTS))
-        rows = tuple((tuple(e.ids), tuple(e.attention_mask)) for e in encoded)
-        return [
-            ProbeCase(PROBE_SEED, {"U": len(chosen)}, tuple(r[0] for r in chosen),
-                      tuple(r[1] for r in chosen))
-            for chosen in (rows, rows[1:2])
-        ]  # fmt: skip
-
-    def _keep_null(
-        self, name: str, cases: list[ProbeCase], wanted: list[dict[str, np.ndarray[Any, Any]]]
-    ) -> None:
-        """Embeddings of the empty prompt, which the second probe case holds alone."""
-        file = self.folder / NULL_TEXT
-        names = [text_encoder_name(i) for i in range(len(self.source.encoders))]
-        hidden, mask = null_text_names(len(names))[names.index(name)]
+    def _write_null_text(self) -> None:
+        """Embeddings of the empty prompt by all encoders that were exported."""
         values: dict[str, np.ndarray[Any, Any]] = {}
-        if file.exists():
-            values = load_file(file)
-        values[hidden] = wanted[1]["hidden"][0].copy()
-        values[mask] = np.asarray(cases[1].token_mask[0], np.int64)
-        if "pooled" in wanted[1]:
-            values["pooled"] = wanted[1]["pooled"][0].copy()
-        file.write_bytes(save(values))
+        for name in self._encoders():
+            if name in self.parts:
+                values |= load_file(self.workspace.notes / null_text_file(name))
+        if values:
+            (self.folder / NULL_TEXT).write_bytes(save(values))
 
-    def _write_manifest(self, graphs: dict[str, tuple[str, ...]]) -> None:
+    def _write_manifest(self, exported: Sequence[Exported]) -> dict[str, FileEntry]:
         origin = self.origin
         for extra in origin.extras:
-            copy = shutil.copytree if extra.is_dir() else shutil.copyfile
-            copy(extra, self.folder / extra.name)
+            if extra.is_dir():
+                shutil.copytree(extra, self.folder / extra.name, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(extra, self.folder / extra.name)
         components = self.source.components
         manifest = Manifest(
             name=origin.name,
             weights=origin.weights,
             storage=self.storage,
-            precisions=graphs,
+            precisions={e.component: e.precisions for e in exported},
             defaults=origin.defaults,
             provenance=origin.provenance,
             licences=origin.licences,
-            files=dict(self._files()),
+            files=self.workspace.files(),
             contract={name: component.to_dict() for name, component in components.items()},
-            probes={name: _probe_file(name) for name in components},
+            probes={e.component: probe_file(e.component) for e in exported},
         )
         (self.folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
-
-    def _files(self) -> Iterator[tuple[str, FileEntry]]:
-        for file in sorted(self.folder.rglob("*")):
-            if file.is_file():
-                name = file.relative_to(self.folder).as_posix()
-                yield name, FileEntry(sha256_file(file), file.stat().st_size)
+        return manifest.files
 
     def _json(self, name: str, values: dict[str, Any]) -> None:
         file = self.folder / name
@@ -276,10 +292,7 @@ class _Writer:
         file.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
 
-def _probe_file(component: str) -> str:
-    return f"probes/{component}.safetensors"
-
-
 def _versions() -> dict[str, str]:
     """What decides how a graph looks; in the report, so that the bundle stays reproducible."""
-    return {"gentron": gentron.__version__, "torch": torch.__version__, "onnx": onnx.__version__}
+    modules = (gentron, torch, transformers, diffusers, onnx, onnxscript)
+    return {module.__name__: module.__version__ for module in modules}

@@ -40,6 +40,7 @@ class Origin:
     name: str
     source: Source
     weights: str  # "trained" or "random"
+    fingerprint: dict[str, Any]  # tells whether an interrupted export had the same source
     defaults: SamplingDefaults
     tokenizers: tuple[str, ...]  # tokenizer.json of each encoder, before padding is set up
     read: Callable[[str, str, tuple[int, ...]], Tensor]  # (folder, tensor, shape)
@@ -47,8 +48,11 @@ class Origin:
     licences: tuple[dict[str, str], ...] = ()
     extras: tuple[Path, ...] = ()
 
-    def tensors(self, folder: str, storage: str) -> list[TensorSource]:
-        """What is stored for one folder; float32 islands of the transformer keep float32."""
+    def tensors(
+        self, folder: str, storage: str, prefixes: tuple[str, ...] = ("",)
+    ) -> list[TensorSource]:
+        """What is stored for one folder, or for the parts of it whose names begin like this;
+        float32 islands of the transformer keep float32."""
         return [
             TensorSource(
                 name,
@@ -57,6 +61,7 @@ class Origin:
                 partial(self.read, folder, name, tuple(values.shape)),
             )
             for name, values in expected_tensors(self.source, folder)
+            if name.startswith(prefixes)
         ]
 
 
@@ -104,17 +109,28 @@ def from_preset(spec: ModelSpec) -> Origin:
 
     def read(folder: str, name: str, shape: tuple[int, ...]) -> Tensor:
         seed = RANDOM_SEED + zlib.crc32(f"{folder}/{name}".encode())
-        return random_values(name, shape, seed)
+        values = random_values(name, shape, seed)
+        if name.endswith("SelfAttention.q.weight"):
+            # T5 scales queries in their initialisation and not in attention. Without it softmax
+            # is so sharp that two correct float16 evaluations differ by a fifth.
+            values *= shape[0] ** -0.5 * _heads(source, folder) ** 0.5
+        return values
 
     return Origin(
         name=spec.name,
         source=source,
         weights="random",
+        fingerprint={"preset": spec.name, "seed": RANDOM_SEED, "spec": repr(source)},
         defaults=spec.defaults,
         tokenizers=tuple(stand_in_tokenizer(values) for values in spec.encoders),
         read=read,
         provenance={"preset": spec.name, "note": spec.note, "seed": RANDOM_SEED},
     )
+
+
+def _heads(source: Source, folder: str) -> int:
+    names = [text_encoder_name(i) for i in range(len(source.encoders))]
+    return int(source.encoders[names.index(folder)]["num_heads"])
 
 
 def from_checkpoint(folder: Path) -> Origin:
@@ -123,17 +139,8 @@ def from_checkpoint(folder: Path) -> Origin:
         raise BundleError(
             f"{folder}: no model_index.json; --checkpoint takes a folder in diffusers' layout"
         )
-    config = _json(folder / TRANSFORMER / "config.json")
-    transformer = GenTronConfig.from_dict(
-        {key: value for key, value in config.items() if not key.startswith("_")}
-    )
-    names = [text_encoder_name(i) for i in range(len(transformer.text))]
-    source = Source(
-        transformer,
-        tuple(_json(folder / name / "config.json") for name in names),
-        _json(folder / VAE / "config.json"),
-        _json(folder / "scheduler" / "scheduler_config.json"),
-    )
+    source = read_source(folder)
+    names = [text_encoder_name(i) for i in range(len(source.encoders))]
     stored = {name: stored_tensors(folder / name) for name in (*names, TRANSFORMER, VAE)}
     for name, tensors in stored.items():
         _check_tensors(folder / name, dict(expected_tensors(source, name)), tensors)
@@ -150,6 +157,14 @@ def from_checkpoint(folder: Path) -> Origin:
         name=about.get("name", folder.resolve().name),
         source=source,
         weights=about.get("weights", "trained"),
+        fingerprint={
+            "checkpoint": str(folder.resolve()),
+            "files": sorted(
+                (str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
+                for name in stored
+                for file in {tensor.file for tensor in stored[name].values()}
+            ),
+        },
         defaults=SamplingDefaults(**defaults) if defaults else IMAGE_DEFAULTS,
         tokenizers=tuple(
             _text(folder / ("tokenizer" if i == 0 else f"tokenizer_{i + 1}") / "tokenizer.json")
@@ -162,26 +177,37 @@ def from_checkpoint(folder: Path) -> Origin:
     )
 
 
+def read_source(folder: Path) -> Source:
+    """The configurations of a checkpoint or bundle."""
+    config = _json(folder / TRANSFORMER / "config.json")
+    transformer = GenTronConfig.from_dict(
+        {key: value for key, value in config.items() if not key.startswith("_")}
+    )
+    names = [text_encoder_name(i) for i in range(len(transformer.text))]
+    return Source(
+        transformer,
+        tuple(_json(folder / name / "config.json") for name in names),
+        _json(folder / VAE / "config.json"),
+        _json(folder / "scheduler" / "scheduler_config.json"),
+    )
+
+
 def _check_tensors(
     folder: Path, expected: dict[str, Tensor], stored: dict[str, StoredTensor]
 ) -> None:
-    missing, extra = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
-    if missing or extra:
+    """Raises BundleError that names every tensor that is missing, extra or of another shape."""
+    wrong = [f"missing: {name}" for name in sorted(set(expected) - set(stored))]
+    wrong += [f"not part of this model: {name}" for name in sorted(set(stored) - set(expected))]
+    wrong += [
+        f"shape {list(stored[name].shape)}, not {list(values.shape)}: {name}"
+        for name, values in expected.items()
+        if name in stored and tuple(values.shape) != stored[name].shape
+    ]
+    if wrong:
         raise BundleError(
-            f"{folder}: tensors missing: {_some(missing)}; not part of this model: {_some(extra)}; "
-            "check that config.json belongs to these weights"
+            f"{folder}: {len(wrong)} tensors are not what config.json asks for; give the folder "
+            "the configuration that belongs to these weights\n  " + "\n  ".join(wrong)
         )
-    for name, values in expected.items():
-        if tuple(values.shape) != stored[name].shape:
-            raise BundleError(
-                f"{folder}: tensor {name} has shape {stored[name].shape}, config.json asks for "
-                f"{tuple(values.shape)}"
-            )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) or "none"
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _text(file: Path) -> str:

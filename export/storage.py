@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,11 +38,27 @@ class TensorSource:
         return count * BYTES[self.dtype]
 
 
+class Journal(Protocol):
+    """Remembers finished files across interruptions."""
+
+    def digest(self, file: Path) -> str | None:
+        """sha256 of a file that was finished before, if it is still as it was."""
+
+    def finished(self, file: Path, sha256: str) -> None: ...
+
+
 def write_folder(
-    folder: Path, stem: str, tensors: Sequence[TensorSource], shard_size: int
+    folder: Path,
+    stem: str,
+    tensors: Sequence[TensorSource],
+    shard_size: int,
+    *,
+    journal: Journal,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> list[Path]:
     """Stores the tensors as STEM.safetensors, or as numbered shards with their index, in the
-    names that transformers and diffusers look for."""
+    names that transformers and diffusers look for. Shards finished before are not written again.
+    """
     shards: list[list[TensorSource]] = [[]]
     filled = 0
     for tensor in sorted(tensors, key=lambda t: t.name):
@@ -48,23 +67,31 @@ def write_folder(
             filled = 0
         shards[-1].append(tensor)
         filled += tensor.length
+    total = sum(t.length for t in tensors)
     folder.mkdir(parents=True, exist_ok=True)
     if len(shards) == 1:
         names = [f"{stem}.safetensors"]
     else:
         names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         index = {
-            "metadata": {"total_size": sum(t.length for t in tensors)},
+            "metadata": {"total_size": total},
             "weight_map": {t.name: n for n, s in zip(names, shards, strict=True) for t in s},
         }
         text = json.dumps(index, indent=1, sort_keys=True) + "\n"
         (folder / f"{stem}.safetensors.index.json").write_text(text, "utf-8")
+    written = 0
     for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard)
+        if journal.digest(folder / name) is None:
+            for length in _write_file(folder / name, shard, journal):
+                written += length
+                progress(written / max(1, total))
+        else:
+            written += sum(t.length for t in shard)
     return [folder / name for name in names]
 
 
-def _write_file(file: Path, tensors: Sequence[TensorSource]) -> None:
+def _write_file(file: Path, tensors: Sequence[TensorSource], journal: Journal) -> Iterator[int]:
+    """Yields the bytes of each tensor once they are written; the file appears when whole."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -76,11 +103,21 @@ def _write_file(file: Path, tensors: Sequence[TensorSource]) -> None:
         offset += tensor.length
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format's alignment
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)))
-        stream.write(text)
+    digest = hashlib.sha256()
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    with unfinished.open("wb") as stream:
+        for piece in (struct.pack("<Q", len(text)), text):
+            stream.write(piece)
+            digest.update(piece)
         for tensor in tensors:
-            stream.write(_bytes(tensor))
+            values = _bytes(tensor)
+            stream.write(values)
+            digest.update(values)
+            yield tensor.length
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(file)
+    journal.finished(file, digest.hexdigest())
 
 
 def _bytes(tensor: TensorSource) -> memoryview:

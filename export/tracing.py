@@ -42,7 +42,7 @@ def trace(traceable: Traceable, compute: str, weights: WeightMap) -> ir.Model:
     Its weights are references into the bundle's safetensors files; nothing large is in memory.
     """
     component = traceable.component
-    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(compute):
+    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), default_dtype(compute):
         module = traceable.build().eval().requires_grad_(False)
         examples = tuple(
             torch.zeros(
@@ -165,7 +165,7 @@ def _strip(model: ir.Model) -> None:
 
 
 @contextmanager
-def _default_dtype(compute: str) -> Iterator[None]:
+def default_dtype(compute: str) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(TORCH_TYPES[compute])
     try:

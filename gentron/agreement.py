@@ -1,8 +1,12 @@
-"""How close an engine's outputs are to torch's float32, and how close is close enough."""
+"""How close an engine's outputs are to torch's float32, and how close is close enough.
+
+Two users: the export, which writes nothing unless its graphs agree, and the check of a bundle.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,7 +37,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one output of one case compares with torch's float32."""
+    """How one output of one case compares with torch's float32; NaN never passes."""
 
     component: str
     compute: str
@@ -43,53 +47,69 @@ class Agreement:
     max_relative: float
     cosine: float
     runner: str
+    problem: str = ""  # why there are no numbers: the output is absent or of another shape
 
     @property
     def passed(self) -> bool:
         allowed = TOLERANCES[self.compute]
-        return self.max_relative <= allowed.max_relative and self.cosine >= allowed.cosine
+        close = self.max_relative <= allowed.max_relative and self.cosine >= allowed.cosine
+        return close and not self.problem
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"passed": self.passed}
+        """For JSON, which has no NaN and no infinity: null instead."""
+        values = asdict(self) | {"passed": self.passed}
+        return {k: None if _is_not_finite(v) else v for k, v in values.items()}
+
+    def __str__(self) -> str:
+        what = self.problem or (
+            f"differs from torch: {self.max_relative:.2g} of its range (allowed "
+            f"{TOLERANCES[self.compute].max_relative:g}), cosine {self.cosine:.6f}"
+        )
+        return f"{self.component} in {self.compute}: output {self.output} at {self.sizes}: {what}"
 
 
 def compare(
     component: Component,
     compute: str,
     case: ProbeCase,
-    outputs: dict[str, Array],
-    reference: dict[str, Array],
+    outputs: Mapping[str, Array],
+    reference: Mapping[str, Array],
     runner: str,
 ) -> list[Agreement]:
+    """One agreement for each output that torch gave; an output of another shape fails."""
     found = []
     for name, wanted in reference.items():
-        got, ref = outputs[name].astype(np.float64), wanted.astype(np.float64)
-        assert got.shape == ref.shape, (component.name, name, got.shape, ref.shape)
-        difference, scale = np.abs(got - ref).max(), np.abs(ref).max()
-        norms = np.linalg.norm(got) * np.linalg.norm(ref)
+        problem, numbers = "", (math.nan, math.nan, math.nan)
+        if name not in outputs:
+            problem = "the engine did not return it"
+        elif outputs[name].shape != wanted.shape:
+            problem = f"the engine returned shape {outputs[name].shape}, torch {wanted.shape}"
+        else:
+            numbers = _distance(outputs[name].astype(np.float64), wanted.astype(np.float64))
         found.append(
-            Agreement(
-                component.name,
-                compute,
-                name,
-                case.sizes,
-                float(difference),
-                float(difference / scale) if scale else float(difference),
-                float((got * ref).sum() / norms) if norms else float(difference == 0),
-                runner,
-            )
+            Agreement(component.name, compute, name, case.sizes, *numbers, runner, problem)
         )
     return found
 
 
+def _distance(got: Array, wanted: Array) -> tuple[float, float, float]:
+    """Largest difference, the same over the largest reference value, and the cosine."""
+    with np.errstate(invalid="ignore"):  # inf - inf and 0 * inf: the NaN that comes fails
+        difference, scale = float(np.abs(got - wanted).max()), float(np.abs(wanted).max())
+        norms = float(np.linalg.norm(got) * np.linalg.norm(wanted))
+        cosine = float((got * wanted).sum()) / norms if norms else float(difference == 0)
+    return difference, difference / scale if scale else difference, cosine
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def require(agreements: Sequence[Agreement]) -> None:
-    """Raises ParityError with the worst output; NaN never passes."""
+    """The gate of the export: raises ParityError with the worst output."""
     failed = [a for a in agreements if not a.passed]
     if failed:
-        worst = max(failed, key=lambda a: a.max_relative if a.max_relative == a.max_relative else 9)
-        raise ParityError(
-            f"{worst.component} in {worst.compute}: output {worst.output} at {worst.sizes} differs "
-            f"from torch: {worst.max_relative:.2g} of its range (allowed "
-            f"{TOLERANCES[worst.compute].max_relative:g}), cosine {worst.cosine:.6f}; "
-            "nothing was written"
+        worst = max(
+            failed, key=lambda a: math.inf if math.isnan(a.max_relative) else a.max_relative
         )
+        raise ParityError(f"{worst}; no bundle was made of it")

@@ -1,7 +1,8 @@
 """A bundle: exported graphs beside the weights they read, and a manifest that names every file.
 
 Nothing in it is code and nothing is unpickled. Every file's size and sha256 are checked before
-anything is loaded, so a truncated, swapped or edited file is named rather than run.
+anything is loaded, so a truncated, swapped or edited file is named rather than run. Files that were
+checked before and have not changed since are not read again (`gentron/digests.py`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gentron
 from gentron.config import GenTronConfig, SamplingDefaults
-from gentron.contract import Component, contract
-from gentron.errors import BundleError
+from gentron.contract import Component, contract, text_encoder_name
+from gentron.digests import first_differing, read_digest
+from gentron.errors import BundleError, RequestError
 from gentron.latents import native_size, vae_factor
 from gentron.schedule import NoiseSchedule
 
@@ -26,6 +28,12 @@ MANIFEST = "gentron.json"
 REPORT = "export-report.json"  # measurements: outside the digest
 NULL_TEXT = "transformer/null_text.safetensors"  # embeddings of the empty prompt
 PACKAGED = Path(gentron.__file__).resolve().parent / "bundles"
+
+# How files are checked when a bundle is opened. Sizes always are; digests
+#   "remembered"  where a file could have changed since its digest was last taken,
+#   "all"         of every file, read anew: finds what a failing disk changed behind dates,
+#   "sizes"       not at all: for folders that something else vouches for, such as an image layer.
+Verify = Literal["remembered", "all", "sizes"]
 
 
 @dataclass(frozen=True)
@@ -68,15 +76,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: Path) -> Manifest:
-        """Raises BundleError for a newer format, a missing or mistyped field, an unsafe path."""
+        """Raises BundleError for another format, a missing or mistyped field, an unsafe path."""
         try:
             values = json.loads(text)
-            found = values["format"]
-            if found != FORMAT:
-                raise BundleError(
-                    f"bundle format {found}, this version ({gentron.__version__}) reads "
-                    f"format {FORMAT}; upgrade gentron, or export the bundle again"
-                )
+            _check_format(values["format"])
             manifest = cls(
                 name=_one_of(values, "name"),
                 weights=_one_of(values, "weights", "trained", "random"),
@@ -110,6 +113,16 @@ class Manifest:
         for name in (*manifest.files, *manifest.probes.values()):
             check_inside(name, where)
         return manifest
+
+
+def _check_format(found: Any) -> None:
+    if type(found) is not int:  # true and 1.0 equal 1
+        raise ValueError(f"format is {found!r}, not a whole number")
+    reads = f"this version ({gentron.__version__}) reads, which is format {FORMAT}"
+    if found > FORMAT:
+        raise BundleError(f"bundle format {found} is newer than {reads}; upgrade gentron")
+    if found < FORMAT:
+        raise BundleError(f"bundle format {found} is older than {reads}; export the bundle again")
 
 
 def _one_of(values: dict[str, Any], field: str, *allowed: str) -> str:
@@ -161,8 +174,7 @@ def locate(name_or_path: str | Path) -> Path:
 
 
 def sha256_file(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return read_digest(file).sha256
 
 
 @dataclass(frozen=True)
@@ -178,12 +190,20 @@ class Bundle:
     components: Mapping[str, Component]
 
     @classmethod
-    def open(cls, name_or_path: str | Path, *, verify: bool = True) -> Bundle:
-        """Reads and checks a bundle. `verify=False` checks sizes but not digests."""
+    def open(cls, name_or_path: str | Path, *, verify: Verify = "remembered") -> Bundle:
+        """Reads and checks a bundle, by packaged name or folder; `Verify` says how thoroughly.
+
+        A bundle that was exported with --only opens as well: see `missing`. Raises BundleError
+        that names the file at fault.
+        """
+        if verify not in get_args(Verify):
+            raise RequestError(
+                "verify", f"must be one of {', '.join(get_args(Verify))}, got {verify!r}"
+            )
         path = locate(name_or_path)
         text = _read(path / MANIFEST)
         manifest = Manifest.from_json(text, path / MANIFEST)
-        verify_files(path, manifest, digests=verify)
+        verify_files(path, manifest, verify)
         config = GenTronConfig.from_dict(_config(path / "transformer" / "config.json"))
         factor = vae_factor(_config(path / "vae" / "config.json"))
         components = contract(config, factor)
@@ -193,7 +213,7 @@ class Bundle:
                 f"{path}: its contract is not the one this version derives from its "
                 "configuration; export it again with this version"
             )
-        _check_listed(path, manifest, components, len(config.text))
+        _check_listed(path, manifest, components)
         return cls(
             path=path,
             manifest=manifest,
@@ -210,9 +230,32 @@ class Bundle:
     def native_size(self) -> tuple[int, int]:
         return native_size(self.config, self.vae_factor)
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Components without a graph, which an export with --only left out."""
+        return tuple(name for name in self.components if not self.manifest.precisions.get(name))
+
+    def check_complete(self) -> None:
+        """Raises BundleError that names the components an export with --only left out."""
+        if self.missing:
+            raise BundleError(
+                f"{self.path}: exported with --only, without {', '.join(self.missing)}; "
+                "export again without --only"
+            )
+
     def graph(self, component: str, precision: str) -> Path:
-        """The component's graph; raises BundleError that names the precisions there are."""
+        """The component's graph; raises BundleError that says which one there is not, and
+        RequestError for a component that the model does not have."""
+        if component not in self.components:
+            raise RequestError(
+                "component", f"must be one of {', '.join(self.components)}, got {component!r}"
+            )
         there = self.manifest.precisions.get(component, ())
+        if not there:
+            raise BundleError(
+                f"{self.path}: has no {component}, because it was exported with --only; "
+                "export again without --only"
+            )
         if precision not in there:
             raise BundleError(
                 f"{self.path}: {component} has no {precision} graph, only {', '.join(there)}; "
@@ -221,12 +264,12 @@ class Bundle:
         return self.path / self.components[component].graph_file(precision)
 
 
-def verify_files(path: Path, manifest: Manifest, *, digests: bool) -> None:
+def verify_files(path: Path, manifest: Manifest, verify: Verify) -> None:
     """Names the first file that is missing, of another size, outside the folder, or altered."""
     root = path.resolve()
     for name, entry in manifest.files.items():
         file = path / name
-        if not file.is_file():
+        if not os.path.isfile(file):  # False for impossible names
             raise BundleError(f"{file}: missing from the bundle; copy or export it again")
         if not file.resolve().is_relative_to(root):
             raise BundleError(f"{file}: a link that leaves the bundle; replace it by a copy")
@@ -235,28 +278,34 @@ def verify_files(path: Path, manifest: Manifest, *, digests: bool) -> None:
                 f"{file}: {size} bytes, the manifest says {entry.size}: truncated or replaced; "
                 "copy or export it again"
             )
-    if not digests:
+    if verify == "sizes":
         return
-    for name, entry in manifest.files.items():
-        if sha256_file(path / name) != entry.sha256:
-            raise BundleError(
-                f"{path / name}: contents differ from the manifest's sha256: swapped, edited or "
-                "damaged; copy or export it again"
-            )
+    digests = {name: entry.sha256 for name, entry in manifest.files.items()}
+    if wrong := first_differing(path, digests, anew=verify == "all"):
+        raise BundleError(
+            f"{path / wrong}: contents differ from the manifest's sha256: swapped, edited or "
+            "damaged; copy or export it again"
+        )
 
 
-def _check_listed(
-    path: Path, manifest: Manifest, components: Mapping[str, Component], encoders: int
-) -> None:
-    """Whatever is read by name must have a digest."""
+def _check_listed(path: Path, manifest: Manifest, components: Mapping[str, Component]) -> None:
+    """Whatever is read by name must have a digest. Of a part that an export with --only left out,
+    only its configuration is read."""
+    there = [name for name, precisions in manifest.precisions.items() if precisions]
+    if unknown := sorted(set(there) - set(components)):
+        raise BundleError(
+            f"{path / MANIFEST}: precisions of the unknown component {unknown[0]!r}; "
+            "export the bundle again"
+        )
     read = ["transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
-    read += [NULL_TEXT, *manifest.probes.values()]
-    read += [str(tokenizer_file(i)) for i in range(encoders)]
+    read += manifest.probes.values()
+    encoders = [i for i in range(len(components)) if text_encoder_name(i) in there]
+    read += [str(tokenizer_file(i)) for i in encoders]
+    read += [NULL_TEXT] * bool(encoders)
     read += [
         components[name].graph_file(precision)
-        for name, precisions in manifest.precisions.items()
-        if name in components
-        for precision in precisions
+        for name in there
+        for precision in manifest.precisions[name]
     ]
     if missing := [name for name in read if name not in manifest.files]:
         raise BundleError(

@@ -35,5 +35,9 @@ class ParityError(GenTronError):
     """An exported graph disagrees with the PyTorch module it was traced from."""
 
 
+class ResourceError(GenTronError):
+    """This machine lacks the memory or the disk space that the job needs."""
+
+
 class OutputError(GenTronError):
     """A result could not be written: missing folder, unknown suffix, full disk."""

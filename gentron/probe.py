@@ -22,6 +22,7 @@ from gentron.noise import normal
 Array = npt.NDArray[Any]
 TABLE_SCALE = 0.25  # of modulation rows: about what trained conditioners give
 CASES = "cases"
+MOST_TOKENS = 4096  # over all rows and frames of a probe
 
 # Which axis bounds an index input.
 INDEX_AXES = {"row_sample": "B", "row_modulation": "T", "row_text": "U", "slots": "R"}
@@ -86,14 +87,32 @@ def _first_tokens(shape: tuple[int, ...]) -> Array:
 
 
 def probe_sizes(component: Component, config: GenTronConfig) -> list[dict[str, int]]:
-    """The sizes that ship: the native shape as a request has it, and a small, odd one with
-    every count at 1."""
-    usual = {"B": 2, "R": 4, "F": config.sample_frames, "T": 5, "U": 3, "K": 1}
-    usual |= {"h": config.sample_height, "w": config.sample_width}
-    least = {"B": 1, "R": 1, "F": 1, "T": 1, "U": 1, "K": 2}
+    """The sizes that ship: one guided sample of the native shape, several requests at once in a
+    small and odd one, and every count at 1. Sizes that a component cannot tell apart ship once."""
+    usual = {"B": 1, "R": 2, "F": config.sample_frames, "T": 2, "U": 1, "K": 1}
+    usual |= _native_side(config, usual["R"] * usual["F"])
+    mixed = {"B": 2, "R": 5, "F": min(3, config.max_frames), "T": 4, "U": 2, "K": 2}
+    mixed |= {"h": config.patch * 3, "w": config.patch * 2}
+    least = {"B": 1, "R": 1, "F": 1, "T": 1, "U": 1, "K": 1}
     least |= {"h": config.patch * 2, "w": config.patch * 3}
-    axes = {a for spec in component.inputs for a in spec.axes if isinstance(a, str)}
-    return [{axis: sizes[axis] for axis in sorted(axes)} for sizes in (usual, least)]
+    axes = sorted({a for spec in component.inputs for a in spec.axes if isinstance(a, str)})
+    found: list[dict[str, int]] = []
+    for sizes in (usual, mixed, least):
+        case = {axis: sizes[axis] for axis in axes}
+        if case not in found:
+            found.append(case)
+    return found
+
+
+def _native_side(config: GenTronConfig, pictures: int) -> dict[str, int]:
+    """The native latent size, halved until torch's reference takes minutes and not hours."""
+    height, width = config.sample_height, config.sample_width
+    while (
+        pictures * height * width // config.patch**2 > MOST_TOKENS
+        and height % (2 * config.patch) == width % (2 * config.patch) == 0
+    ):
+        height, width = height // 2, width // 2
+    return {"h": height, "w": width}
 
 
 def save_probes(file: Path, cases: list[ProbeCase], outputs: list[dict[str, Array]]) -> None:

@@ -55,7 +55,8 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "solvers": ", ".join(solvers_for(bundle.schedule)),
         "defaults": dict(vars(manifest.defaults)),
         "components": {
-            name: ", ".join(precisions) for name, precisions in manifest.precisions.items()
+            name: ", ".join(manifest.precisions.get(name, ())) or "not in it: exported with --only"
+            for name in bundle.components
         },
         "sizes": {name: f"{size / 1e6:.1f} MB" for name, size in sorted(sizes.items())}
         | {"total": f"{sum(sizes.values()) / 1e6:.1f} MB"},

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gentron.bundle import Bundle
+from gentron.bundle import Bundle, Verify
 from gentron.engines import Backend, Engine, backend_named
 from gentron.errors import BackendError, NonFiniteError, RequestError
 from gentron.guidance import guidance_branches
@@ -49,6 +49,7 @@ class Pipeline:
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
         try:
+            bundle.check_complete()
             for name, component in bundle.components.items():
                 wanted = decoder_precision if name == "vae_decoder" else precision
                 self._engines[name] = backend.load(
@@ -67,14 +68,16 @@ class Pipeline:
         backend: str | None = None,
         precision: str | None = None,
         decoder_precision: str = "fp32",
-        verify: bool = True,
+        verify: Verify = "remembered",
     ) -> Pipeline:
         """Opens a bundle by packaged name or folder.
 
         `backend` is a name of `gentron-run doctor`; `precision` fp32 or fp16, the backend's own
         choice by default. The decoder has its own, because autoencoders often overflow float16.
-        Raises BundleError for a missing, damaged or newer bundle, RequestError
-        for an unknown backend, BackendError for one that cannot run here.
+        `verify` says how files are checked: "remembered" reads those that could have changed since
+        they were last checked, "all" every one, "sizes" none. Raises BundleError for a missing,
+        damaged, newer or partial bundle, RequestError for an unknown backend, BackendError for one
+        that cannot run here.
         """
         made = backend_named(backend)
         return cls(Bundle.open(bundle, verify=verify), made, precision, decoder_precision)

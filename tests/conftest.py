@@ -32,6 +32,15 @@ def _sources_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache folder for the run and its subprocesses, instead of the user's own."""
+    folder = tmp_path_factory.mktemp("cache-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

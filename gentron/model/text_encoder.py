@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, BertModel, CLIPTextConfig, CLIPTextModel, T5EncoderModel
 from transformers.configuration_utils import PretrainedConfig
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from gentron.config import TextConfig
+from gentron.contract import MASKED
 from gentron.errors import BundleError
 
 ATTENTION = "matmul_softmax_float32"
@@ -41,7 +42,17 @@ def _attention(
 
 
 AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' boolean mask as an additive float32 one, with our fill: its own is the lowest
+    number of the compute type, which leaves float16 no room."""
+    kwargs |= {"allow_is_causal_skip": False}
+    seen: Tensor | None = sdpa_mask(*args, **kwargs)
+    return None if seen is None else seen.logical_not().float() * MASKED
+
+
+AttentionMaskInterface.register(ATTENTION, _mask)
 
 
 def encoder_config(values: dict[str, Any]) -> PretrainedConfig:

@@ -40,6 +40,11 @@ class Run:
         with self._log_file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values) + "\n")
 
+    def forget(self, *, after: int) -> None:
+        """Drops what was logged after a step that training goes back to."""
+        kept = [row for row in self.history() if row["step"] <= after]
+        self._log_file.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+
     def history(self) -> list[dict[str, Any]]:
         if not self._log_file.exists():
             return []

@@ -22,6 +22,7 @@ from gentron.train.text import FrozenText
 TEXT_DROPOUT = 0.1  # DiT, PixArt
 FLOW_TIMESTEPS = 1000  # the network reads t in 0..1000
 CHUNK = 512
+HELD = "denoiser-held"  # the state before the rate falls
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,13 @@ def build_pool(
 def learning_rate(step: int, total: int, peak: float) -> float:
     """Warm up over 200 steps, hold, then fall linearly to 3 % over the last 40 %."""
     warm = min(1.0, (step + 1) / 200)
-    left = (total - step) / (0.4 * total)
+    left = (total - step) / (total - last_held(total))
     return peak * warm * max(0.03, min(1.0, left))
+
+
+def last_held(total: int) -> int:
+    """The step from which the rate falls. Up to it, a longer training is the same training."""
+    return total * 3 // 5
 
 
 def train_denoiser(
@@ -102,6 +108,8 @@ def train_denoiser(
 ) -> GenTron:
     """Trains, or resumes, for `steps` in all; returns the averaged (EMA) network.
 
+    A finished training can be made longer: more `steps` go on from before the rate fell.
+
     `on_snapshot(averaged, step)` is called every `snapshot_every` seconds and at the end.
     """
     run = Run(folder, "denoiser")
@@ -112,7 +120,12 @@ def train_denoiser(
         model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01
     )
     step = 0
-    if saved := run.load():
+    saved = run.load()
+    if saved and saved["step"] > last_held(saved["steps"]) and saved["steps"] != steps:
+        # The rate has fallen towards another end: go on from where it began to.
+        saved = Run(folder, HELD).load()
+        run.forget(after=saved["step"] if saved else 0)
+    if saved:
         step = saved["step"]
         model.load_state_dict(saved["model"])
         averaged.load_state_dict(saved["averaged"])
@@ -137,15 +150,17 @@ def train_denoiser(
             mean_loss = sum(window) / len(window)
             run.log(step=step, loss=round(mean_loss, 4), seconds_per_step=round(rate, 3))
             window.clear()
-        if run.due() or step == steps:
-            run.save(
-                {
-                    "step": step,
-                    "model": model.state_dict(),
-                    "averaged": averaged.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                }
-            )
+        if run.due() or step in (steps, last_held(steps)):
+            state = {
+                "step": step,
+                "steps": steps,
+                "model": model.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            run.save(state)
+            if step == last_held(steps):
+                Run(folder, HELD).save(state)
         if time.monotonic() - snapshot_at > snapshot_every or step == steps:
             on_snapshot(averaged, step)
             snapshot_at = time.monotonic()

@@ -49,7 +49,7 @@ class Recipe:
 
     autoencoder_images: int = 28_000
     pool_images: int = 24_576
-    denoiser_steps: int = 3_900
+    denoiser_steps: int = 3_300
     batch: int = 64
     seed: int = 0
 

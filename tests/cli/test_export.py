@@ -151,7 +151,7 @@ def change(checkpoint: Path, **tensors: Array | None) -> None:
 
 def test_a_missing_tensor_is_named(checkpoint_refused: Refused, checkpoint: Path) -> None:
     change(checkpoint, **{TENSOR: None})
-    assert f"tensors missing: {TENSOR};" in checkpoint_refused()
+    assert f"missing: {TENSOR}" in checkpoint_refused()
 
 
 def test_a_tensor_that_belongs_to_no_model_is_named(
@@ -159,7 +159,7 @@ def test_a_tensor_that_belongs_to_no_model_is_named(
 ) -> None:
     change(checkpoint, **{"denoiser.blocks.3.mlp.up.weight": np.zeros((2, 2), np.float16)})
     line = checkpoint_refused()
-    assert "not part of this model: denoiser.blocks.3.mlp.up.weight;" in line
+    assert "not part of this model: denoiser.blocks.3.mlp.up.weight" in line
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(
@@ -168,8 +168,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(
     change(checkpoint, **{TENSOR: np.zeros((128, 63), np.float16)})
     line = checkpoint_refused()
     assert TENSOR in line
-    assert "(128, 63)" in line
-    assert "(128, 64)" in line
+    assert "shape [128, 63], not [128, 64]" in line
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1e6, "1e+06"), (-1e6, "1e+06"), (np.nan, "NaN")])

@@ -18,6 +18,7 @@ import click
 import pytest
 
 import gentron
+from gentron import digests
 from gentron.bundle import Bundle
 from gentron.engines.registry import BACKENDS
 from gentron.presets import TINY
@@ -97,6 +98,43 @@ def test_info_names_licences_and_trained_weights(said: Callable[..., str], tiny_
     assert facts["licences"] == {"text encoder": "Apache-2.0", "pictures": "OFL-1.1"}
 
 
+def test_info_verify_finds_what_memory_hides(
+    said: Callable[..., str],
+    refused: Callable[..., str],
+    tiny_copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(digests, "SETTLED_NS", 0)  # remembers files that were written just now
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    right = Bundle.open(tiny_copy).manifest.files[name].sha256
+    assert re.search("^checked +every file, read anew$", said("info", tiny_copy, "--verify"), re.M)
+    data = bytearray((tiny_copy / name).read_bytes())
+    data[-1] ^= 1
+    (tiny_copy / name).write_bytes(data)
+    digests.remember({tiny_copy / name: right})  # as if its dates had not changed
+    facts = json.loads(said("info", tiny_copy, "--json"))
+    assert facts["checked"] == "every file, read where it had changed"
+    for arguments in (("--verify", tiny_copy), (tiny_copy,)):  # the second knows it from the first
+        reason = refused("info", *arguments)
+        assert f"{name}: contents differ" in reason
+        assert "copy or export it again" in reason
+
+
+def test_info_shows_which_components_a_partial_bundle_has(
+    said: Callable[..., str], refused: Callable[..., str], tiny_copy: Path
+) -> None:
+    manifest = json.loads((tiny_copy / "gentron.json").read_text("utf-8"))
+    del manifest["precisions"]["vae_decoder"], manifest["precisions"]["conditioner"]
+    (tiny_copy / "gentron.json").write_text(json.dumps(manifest), "utf-8")
+    text = said("info", tiny_copy)
+    assert re.search("^ *denoiser +fp16, fp32$", text, re.MULTILINE)
+    assert re.search("^ *vae_decoder +not in it: exported with --only$", text, re.MULTILINE)
+    reason = refused("image", "a cat", "-m", tiny_copy)
+    assert reason.endswith("without conditioner, vae_decoder; export again without --only")
+
+
 def test_info_on_nothing_says_where_bundles_come_from(refused: Callable[..., str]) -> None:
     assert "gentron-export" in refused("info", "nowhere")
 
@@ -139,7 +177,7 @@ def test_a_run_without_its_backend_says_what_to_install(
     assert list(desk.iterdir()) == []
 
 
-def test_a_run_writes_nothing_but_its_picture(
+def test_a_run_writes_nothing_but_its_picture_and_the_digests_of_what_it_read(
     run_process: Command,
     tiny_bundle: Path,
     desk: Path,
@@ -157,7 +195,7 @@ def test_a_run_writes_nothing_but_its_picture(
         "image", "a cat", "-m", tiny_bundle, "-o", "x.png", env=usual | {"HOME": str(home)}
     )
     assert done.returncode == 0, done.stderr
-    assert list(files_in(home)) == []
+    assert set(files_in(home)) <= {f".cache/gentron/{digests.MEMORY}"}  # none for files just made
     assert list(files_in(desk)) == ["x.png"]
     assert files_in(tiny_bundle) == before
 
@@ -212,7 +250,7 @@ def test_help_mentions_every_option_that_was_promised(shown: Callable[..., str])
     words = set(re.findall(r"-{1,2}\w+", shown("gentron-run image", "-h")))
     assert words >= IMAGE_OPTIONS
     assert set(re.findall(r"-{1,2}\w+", shown("gentron-export", "-h"))) >= EXPORT_OPTIONS
-    assert "--json" in shown("gentron-run info", "-h")
+    assert {"--json", "--verify"} <= set(re.findall(r"--\w+", shown("gentron-run info", "-h")))
     assert "--json" in shown("gentron-run doctor", "-h")
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
 
 from gentron.agreement import TOLERANCES, compare
 from gentron.bundle import Bundle
 from gentron.engines import backend_named
-from gentron.export.components import Source, parts
-from gentron.export.parity import load_reference, reference_outputs
+from gentron.export.components import Part, parts
+from gentron.export.parity import reference
+from gentron.export.source import read_source
 from gentron.export.tracing import OPSET
 from gentron.probe import ProbeCase, probe_inputs
-from gentron.weights import stored_tensors
+from gentron.weights import StoredTensor, stored_tensors
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "text_projection", "conditioner", "denoiser",
               "vae_decoder")  # fmt: skip
@@ -152,31 +152,61 @@ def test_graphs_equal_torch_at_sizes_never_traced(bundle, name, sizes):
     component = bundle.components[name]
     used = {a for spec in component.inputs for a in spec.axes if isinstance(a, str)}
     case = ProbeCase(77, {axis: size for axis, size in sizes.items() if axis in used})
-    reference = reference_outputs(component, _reference(bundle, name), case)
+    part, tensors = _stored(bundle, name)
+    (wanted,) = reference(part, tensors, [case]).outputs
     with backend_named("onnxruntime") as backend:
         engine = backend.load(component, bundle.graph(name, "fp32"), "fp32", bundle.vae_factor)
         outputs = engine.run(probe_inputs(component, case))
         engine.close()
-    for agreement in compare(component, "float32", case, outputs, reference, "onnxruntime"):
+    for agreement in compare(component, "float32", case, outputs, wanted, "onnxruntime"):
         assert agreement.passed, agreement
 
 
-def _reference(bundle: Bundle, name: str) -> torch.nn.Module:
-    read = {file: json.loads((bundle.path / file).read_text())
-            for file in ("text_encoder/config.json", "text_encoder_2/config.json",
-                         "vae/config.json", "scheduler/scheduler_config.json")}  # fmt: skip
-    encoders = tuple(
-        {k: v for k, v in read[f"{n}/config.json"].items() if k != "architectures"}
-        for n in ("text_encoder", "text_encoder_2")
-    )
-    source = Source(
-        bundle.config, encoders, read["vae/config.json"], read["scheduler/scheduler_config.json"]
-    )
-    part = parts(source)[name]
-    module = part.build()
+def _stored(bundle: Bundle, name: str) -> tuple[Part, dict[str, StoredTensor]]:
+    part = parts(read_source(bundle.path))[name]
     stored = stored_tensors(bundle.path / part.component.folder)
-    names = [*module.state_dict()]
-    return load_reference(module, {n: stored[part.stored_name(n)] for n in names})
+    return part, {n: stored[part.stored_name(n)] for n in part.build().state_dict()}
+
+
+def test_the_report_names_the_float32_islands_and_the_share_of_16_bits(bundle, models):
+    report = json.loads((bundle.path / "export-report.json").read_text())["components"]
+    for found in report:
+        facts = found["graphs"][0]
+        model = models[found["component"], "fp16"]
+        made = {v.name: node for node in model.graph for v in node.outputs}
+        for tensor in facts["float32_islands"]["tensors"]:
+            assert made[tensor].outputs[0].dtype == ir.DataType.FLOAT
+        stored = weights(model)
+        narrow = sum(w.nbytes for w in stored if w.dtype == ir.DataType.FLOAT16)
+        share = narrow / sum(w.nbytes for w in stored)
+        assert facts["share_of_weights_in_16_bits"] == pytest.approx(share, abs=1e-6)
+    islands = {f["component"]: f["graphs"][0]["float32_islands"]["operators"] for f in report}
+    assert islands["denoiser"]["Softmax"] == 3 * bundle.config.depth
+    assert islands["denoiser"]["LayerNormalization"] == 1  # the final one
+    assert "float32_islands" not in report[0]["graphs"][1]
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_float16_graphs_parse_as_strongly_typed_networks(bundle, name):
+    """Strong typing refuses an operator whose inputs differ in type; axes keep their names."""
+    rtx = pytest.importorskip(
+        "tensorrt_rtx_bindings",
+        reason="TensorRT-RTX's parser is not installed: pip install 'gentron[rtx]'",
+    )
+    logger = rtx.Logger(rtx.Logger.ERROR)
+    builder = rtx.Builder(logger)
+    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = rtx.OnnxParser(network, logger)
+    parsed = parser.parse_from_file(str(bundle.graph(name, "fp16")))
+    errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    assert parsed, errors
+    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    for spec in bundle.components[name].inputs:
+        for position, axis in enumerate(spec.axes):
+            found = inputs[spec.name].get_dimension_name(position)
+            assert found == (axis if isinstance(axis, str) else None), (spec.name, axis)
+    halves = [network.get_layer(i).get_output(0).dtype for i in range(network.num_layers)]
+    assert rtx.DataType.HALF in halves
 
 
 def test_a_tolerance_is_tighter_the_wider_the_type():

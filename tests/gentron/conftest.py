@@ -1,9 +1,12 @@
-"""What several files share: walks by a solver's table, and damage to stored JSON."""
+"""What several files share: walks by a solver's table, damage to stored JSON, and files whose
+digests are remembered in a cache folder of the test's own."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gentron import digests
 from gentron.solvers import SolverTable
 
 Array = NDArray[np.float64]
@@ -94,3 +98,51 @@ def _containers(value: Any) -> Iterator[Any]:
         yield value
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _containers(inner)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache folder, of which no warning was given yet."""
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    digests._warn_once.cache_clear()
+    yield folder
+    digests._warn_once.cache_clear()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remembers files at once, so that a test need not wait until they are two seconds old."""
+    monkeypatch.setattr(digests, "SETTLED_NS", 0)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files whose contents are hashed, as it happens."""
+    names: list[str] = []
+    original = hashlib.file_digest
+
+    def file_digest(stream: Any, kind: str) -> Any:
+        names.append(Path(stream.name).name)
+        return original(stream, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path: Path, home: Path) -> Path:
+    """An empty folder, and a cache folder for it."""
+    made = tmp_path / "files"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def wanted(folder: Path) -> dict[str, str]:
+    """sha256 of the three files now in `folder`; two of them are of one size."""
+    contents = {"a": b"first", "b": b"other", "c": b"the third"}
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}

@@ -14,7 +14,8 @@ import pytest
 
 import gentron.bundle
 from gentron.bundle import FORMAT, MANIFEST, REPORT, Bundle, Manifest, locate, sha256_file
-from gentron.errors import BundleError
+from gentron.digests import remember
+from gentron.errors import BundleError, RequestError
 from gentron.runtime import Pipeline
 
 Values = dict[str, Any]
@@ -183,10 +184,67 @@ def test_without_digests_a_cut_file_is_still_found_but_a_flipped_one_is_not(
     tiny_copy: Path,
 ) -> None:
     flip_a_bit(tiny_copy / FILES[1])
-    Bundle.open(tiny_copy, verify=False)
+    Bundle.open(tiny_copy, verify="sizes")
     truncate(tiny_copy / FILES[1])
     with pytest.raises(BundleError, match="truncated"):
-        Bundle.open(tiny_copy, verify=False)
+        Bundle.open(tiny_copy, verify="sizes")
+
+
+def test_the_second_opening_hashes_no_file(
+    tiny_copy: Path, home: Path, impatient: None, hashed: list[str]
+) -> None:
+    names = [Path(name).name for name in manifest_of(tiny_copy)["files"]]
+    Bundle.open(tiny_copy)
+    assert sorted(hashed) == sorted(names)
+    hashed.clear()
+    moved = tiny_copy.rename(tiny_copy.with_name("elsewhere"))
+    Bundle.open(moved)
+    Bundle.open(moved, verify="sizes")
+    assert hashed == []
+    Bundle.open(moved, verify="all")
+    assert sorted(hashed) == sorted(names)
+
+
+def test_sizes_and_links_are_checked_whatever_is_remembered(
+    tiny_copy: Path, tmp_path: Path, home: Path, impatient: None, no_engines: None
+) -> None:
+    file, kept = tiny_copy / FILES[1], tmp_path / "kept"
+    file.rename(kept)
+    file.symlink_to(kept)
+    digest = manifest_of(tiny_copy)["files"][FILES[1]]["sha256"]
+    remember({file: digest})
+    with pytest.raises(BundleError, match="a link that leaves the bundle"):
+        Pipeline.load(tiny_copy)
+    file.unlink()
+    kept.rename(file)
+    truncate(file)
+    remember({file: digest})
+    with pytest.raises(BundleError, match="truncated"):
+        Pipeline.load(tiny_copy)
+
+
+@pytest.mark.parametrize("verify", ["remembered", "all"])
+def test_only_reading_anew_finds_an_edit_that_memory_takes_for_right(
+    tiny_copy: Path, home: Path, impatient: None, no_engines: None, verify: Any
+) -> None:
+    file = tiny_copy / FILES[1]
+    flip_a_bit(file)
+    remember({file: manifest_of(tiny_copy)["files"][FILES[1]]["sha256"]})
+    if verify == "remembered":
+        Bundle.open(tiny_copy, verify=verify)
+        return
+    for again in (verify, "remembered"):
+        with pytest.raises(BundleError, match="contents differ") as caught:
+            Pipeline.load(tiny_copy, verify=again)
+        assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("verify", [True, False, None, "none", "All"])
+def test_another_way_to_verify_is_refused_with_those_there_are(
+    tiny_bundle: Path, verify: Any
+) -> None:
+    with pytest.raises(RequestError, match="verify: must be one of remembered, all, sizes, got"):
+        Bundle.open(tiny_bundle, verify=verify)
 
 
 @pytest.mark.parametrize("whole_folder", [False, True])
@@ -229,7 +287,10 @@ def test_a_file_that_will_be_read_but_has_no_digest_is_refused(tiny_copy: Path, 
 
 def test_a_newer_format_says_which_one_this_version_reads(tiny_copy: Path) -> None:
     edit(tiny_copy, lambda values: values.update(format=FORMAT + 1))
-    with pytest.raises(BundleError, match=rf"bundle format {FORMAT + 1}, .*reads format {FORMAT};"):
+    message = (
+        rf"gentron\.json: bundle format {FORMAT + 1} is newer than .* format {FORMAT}; upgrade"
+    )
+    with pytest.raises(BundleError, match=message):
         Bundle.open(tiny_copy)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gentron.bundle import MANIFEST, Bundle, Manifest
+from gentron.bundle import FORMAT, MANIFEST, Bundle, Manifest
 from gentron.errors import BundleError
 
 Damage = Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]
@@ -46,9 +46,27 @@ def test_a_probe_that_lies_outside_the_bundle_is_refused(tiny_bundle: Path, name
         Manifest.from_json(json.dumps(values), WHERE)
 
 
-def test_a_newer_format_is_said_before_its_other_changes_are() -> None:
-    with pytest.raises(BundleError, match="upgrade gentron, or export the bundle again"):
-        Manifest.from_json('{"format": 99, "everything": "else"}', WHERE)
+@pytest.mark.parametrize("found", [FORMAT + 1, 99, 10**30])
+def test_a_newer_format_is_said_before_its_other_changes_are(found: int) -> None:
+    message = rf"^gentron\.json: bundle format {found} is newer than .*; upgrade gentron$"
+    with pytest.raises(BundleError, match=message):
+        Manifest.from_json(json.dumps({"format": found, "everything": "else"}), WHERE)
+
+
+@pytest.mark.parametrize("found", [FORMAT - 1, -7])
+def test_an_older_format_asks_for_another_export(found: int) -> None:
+    message = rf"^gentron\.json: bundle format {found} is older than .*; export the bundle again$"
+    with pytest.raises(BundleError, match=message):
+        Manifest.from_json(json.dumps({"format": found}), WHERE)
+
+
+@pytest.mark.parametrize("found", [True, 1.0, 2.5, float("inf"), "1", "2", None, [1], {}])
+def test_a_format_that_is_no_whole_number_is_no_manifest(tiny_bundle: Path, found: Any) -> None:
+    """Among them values that Python takes for equal to 1."""
+    text = json.dumps(manifest_of(tiny_bundle) | {"format": found})
+    message = r"^gentron\.json: not a valid manifest \(.*format is .*, not a whole number\); export"
+    with pytest.raises(BundleError, match=message):
+        Manifest.from_json(text, WHERE)
 
 
 FIELDS = (
@@ -105,7 +123,7 @@ def check_is_refused_or_opens(folder: Path, manifest: bytes) -> None:
     """Any other exception than BundleError fails the test."""
     (folder / MANIFEST).write_bytes(manifest)
     try:
-        bundle = Bundle.open(folder, verify=False)
+        bundle = Bundle.open(folder, verify="sizes")
     except BundleError:
         return
     assert bundle.path == folder.resolve()

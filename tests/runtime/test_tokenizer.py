@@ -47,7 +47,7 @@ def test_stand_in_ids_equal_those_of_transformers(tiny_bundle, encoder, prompt):
     from transformers import PreTrainedTokenizerFast
 
     folder = tiny_bundle / ("tokenizer" if encoder == 0 else "tokenizer_2")
-    length = Bundle.open(tiny_bundle, verify=False).config.text[encoder].max_tokens
+    length = Bundle.open(tiny_bundle, verify="sizes").config.text[encoder].max_tokens
     theirs = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), pad_token=("<end>", "<pad>")[encoder]
     )(prompt, padding="max_length", truncation=True, max_length=length)

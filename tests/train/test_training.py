@@ -43,17 +43,34 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_a_resumed_denoiser_equals_an_uninterrupted_one(tmp_path, pool, null, monkeypatch):
+def test_a_denoiser_trained_longer_equals_one_that_was_meant_to_be(tmp_path, pool, null):
+    """The shorter run's rate had fallen already; the longer one goes on from before."""
     options = {"batch": 4, "compile": False}
-    # The rate depends on the length of the whole run, so both runs are told the same.
-    monkeypatch.setattr("gentron.train.denoiser.learning_rate", lambda step, total, peak: peak)
     whole = train_denoiser(tmp_path / "a", SMALL, pool, null, steps=6, **options)
     train_denoiser(tmp_path / "b", SMALL, pool, null, steps=3, **options)
     resumed = train_denoiser(tmp_path / "b", SMALL, pool, null, steps=6, **options)
     assert torch.equal(weights(whole), weights(resumed))
     log = [json.loads(line) for line in (tmp_path / "b" / "denoiser.jsonl").read_text().split("\n")
            if line]  # fmt: skip
-    assert [row["step"] for row in log] == [3, 6]
+    assert [row["step"] for row in log] == [6]
+
+
+def test_a_denoiser_stopped_anywhere_goes_on_as_if_it_had_not(tmp_path, pool, null, monkeypatch):
+    options = {"batch": 4, "compile": False, "steps": 6}
+    whole = train_denoiser(tmp_path / "a", SMALL, pool, null, **options)
+    monkeypatch.setattr("gentron.train.checkpointing.Run.due", lambda run: True)
+
+    def stop(*arguments):
+        if arguments[-1] == 4:  # the seed of step 4
+            raise InterruptedError
+        return flow_loss(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gentron.train.denoiser.flow_loss", stop)
+        with pytest.raises(InterruptedError):
+            train_denoiser(tmp_path / "b", SMALL, pool, null, **options)
+    resumed = train_denoiser(tmp_path / "b", SMALL, pool, null, **options)
+    assert torch.equal(weights(whole), weights(resumed))
 
 
 def test_a_resumed_autoencoder_equals_an_uninterrupted_one(tmp_path, sprites):
