@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,7 +38,7 @@ def measure(preset_name: str, component: str, depth: int) -> dict[str, object]:
     import onnx_ir as ir
     import torch
 
-    from gentron.export.component import stored_values
+    from gentron.export.component import peak_bytes, stored_values
     from gentron.export.components import Source, parts
     from gentron.export.link import WeightMap
     from gentron.export.tracing import Traceable, trace
@@ -47,7 +46,7 @@ def measure(preset_name: str, component: str, depth: int) -> dict[str, object]:
     from gentron.weights import StoredTensor
 
     imported = time.perf_counter()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     spec = preset(preset_name)
     transformer = replace(spec.transformer, depth=depth) if depth else spec.transformer
     part = parts(Source(transformer, spec.encoders, spec.vae, spec.scheduler))[component]
@@ -67,7 +66,6 @@ def measure(preset_name: str, component: str, depth: int) -> dict[str, object]:
         graph = Path(folder) / "graph.onnx"
         ir.save(model, graph)
         size = graph.stat().st_size
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "preset": preset_name,
         "component": component,
@@ -77,8 +75,8 @@ def measure(preset_name: str, component: str, depth: int) -> dict[str, object]:
         "graph_bytes": size,
         "import_s": round(imported - started, 1),
         "trace_s": round(time.perf_counter() - imported, 1),
-        "imported_gb": round(before * 1024 / 1e9, 3),
-        "peak_gb": round(peak * 1024 / 1e9, 3),
+        "imported_gb": round(before / 1e9, 3),
+        "peak_gb": round(peak_bytes() / 1e9, 3),
     }
 
 

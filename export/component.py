@@ -112,7 +112,7 @@ class _Export:
 
     def run(self, precisions: Sequence[str]) -> Exported:
         self._activities = 2 * len(precisions) + 3
-        weights = self._weights()
+        weights = stored_weights(self.folder, self.part)
         started = time.perf_counter()
         graphs = {precision: self._trace(precision, weights) for precision in precisions}
         traced, peak = time.perf_counter(), peak_bytes()
@@ -173,19 +173,6 @@ class _Export:
         onnx.checker.check_model(str(graph))
         return graph
 
-    def _weights(self) -> WeightMap:
-        """Stored tensors under the traced module's parameter names, tied ones under each."""
-        folder = self.folder / self.part.component.folder
-        stored = stored_tensors(folder)
-        with torch.device("meta"):
-            module = self.part.build()
-        by_identity: dict[int, str] = {}
-        named: dict[str, StoredTensor] = {}
-        for name, value in stored_values(module):
-            first = by_identity.setdefault(id(value), self.part.stored_name(name))
-            named[name] = stored[first]
-        return WeightMap(named, folder)
-
     def _cases(self) -> list[ProbeCase]:
         sizes = probe_sizes(self.part.component, self.source.config)
         if not self.name.startswith("text_encoder"):
@@ -215,6 +202,20 @@ class _Export:
         (self.notes / null_text_file(self.name)).write_bytes(save(values))
 
 
+def stored_weights(bundle: Path, part: Part) -> WeightMap:
+    """Stored tensors under the traced module's parameter names, tied ones under each."""
+    folder = bundle / part.component.folder
+    stored = stored_tensors(folder)
+    with torch.device("meta"):
+        module = part.build()
+    by_identity: dict[int, str] = {}
+    named: dict[str, StoredTensor] = {}
+    for name, value in stored_values(module):
+        first = by_identity.setdefault(id(value), part.stored_name(name))
+        named[name] = stored[first]
+    return WeightMap(named, folder)
+
+
 def stored_values(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Parameters, tied ones under every name, and persistent buffers."""
     values: list[tuple[str, torch.Tensor]] = [*module.named_parameters(remove_duplicate=False)]
@@ -224,5 +225,10 @@ def stored_values(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def peak_bytes() -> int:
     """The most memory this process has held so far."""
+    # Linux hands getrusage's figure on to new processes, so a worker would repeat its parent's.
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

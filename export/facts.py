@@ -37,7 +37,7 @@ def graph_facts(graph: Path) -> dict[str, Any]:
         "weight_bytes": sum(sizes.values()),
         "share_of_weights_in_16_bits": round(narrow / max(1, sum(sizes.values())), 6),
     }
-    if any(kind in NARROW for kind in types.values()):
+    if any(types.get(name) in NARROW for node in model.graph.node for name in node.output):
         facts["float32_islands"] = {
             "operators": dict(_islands(model, types, names=False)),
             "tensors": [name for name, _ in _islands(model, types, names=True).items()],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gentron import errors
 from gentron.errors import GenTronError, ResourceError
-from gentron.export.component import Exported, Progress
+from gentron.export.component import Exported, Progress, peak_bytes
 
 FAILED = 3  # exit status of a worker whose last line is an error of ours
 LAST_LINES = 20
@@ -36,10 +36,12 @@ def export_isolated(
         )
     assert process.stdout is not None
     message: dict[str, object] = {}
+    peak = 0
     try:
         for line in process.stdout:
             message = json.loads(line)
             if "doing" in message:
+                peak = int(str(message["peak"]))
                 progress(component, str(message["doing"]), float(str(message["share"])))
     except BaseException:
         process.kill()
@@ -47,6 +49,8 @@ def export_isolated(
     finally:
         # Not Popen.wait: only wait4 tells how much memory the process had.
         _, status, usage = os.wait4(process.pid, 0)
+        if usage.ru_maxrss * 1024 > peak_bytes():  # else it may be ours: see peak_bytes
+            peak = max(peak, usage.ru_maxrss * 1024)
         process.returncode = os.waitstatus_to_exitcode(status)
         for stream in (process.stdin, process.stdout):
             with contextlib.suppress(BrokenPipeError):
@@ -61,7 +65,7 @@ def export_isolated(
         name = signal.Signals(-process.returncode).name
         raise ResourceError(
             f"{component}: its process was killed ({name}) while it held "
-            f"{usage.ru_maxrss * 1024 / 1e9:.2f} GB; SIGKILL is mostly the system running out of "
+            f"{peak / 1e9:.2f} GB; SIGKILL is mostly the system running out of "
             "memory: close other programs, then repeat the command with --resume"
         )
     tail = log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]

@@ -29,6 +29,7 @@ from gentron.weights import StoredTensor
 
 Array = npt.NDArray[Any]
 Share = Callable[[float], None]
+RELATED = 0.9  # cosine above which a tensor counts as the block's output, right or wrong
 # Without the instructions torch computes float16 products one by one: only small models then.
 SMALL_FOR_HALF = 20_000_000  # parameters
 
@@ -153,7 +154,8 @@ def _check_staged(
     feeds = [in_compute_type(component, probe_inputs(component, c), given) for c in cases]
     staged = StagedGraph(model, graph.parent, block_names(part))
     agreements: list[Agreement] = []
-    # The last block's output need not be handed on as it is; the graph's outputs speak for it.
+
+    # The last block hands on something made of its output; the graph's outputs speak for it.
     compared = list(wanted.blocks)[:-1]
 
     def stage_done(case: int, number: int, carried: dict[str, Array]) -> None:
@@ -161,7 +163,8 @@ def _check_staged(
         if block not in compared:
             return
         ref = wanted.blocks[block][case]
-        # The block's output is among what is carried over: the one that is nearest to torch's.
+        # What is carried over and nearest to torch's is the block's output, if it is near at all:
+        # the last of an encoder's projections is handed on as part of its table.
         same = [v.reshape(ref.shape) for v in carried.values()
                 if v.size == ref.size and v.dtype.kind == "f"]  # fmt: skip
         found = [
@@ -169,9 +172,9 @@ def _check_staged(
             for value in same
             for a in compare(component, compute, cases[case], {block: value}, {block: ref}, runner)
         ]
-        if found:
-            agreements.append(min(found, key=lambda a: (a.max_relative != a.max_relative,
-                                                        a.max_relative)))  # fmt: skip
+        nearest = max(found, key=lambda a: a.cosine if a.cosine == a.cosine else -1, default=None)
+        if nearest is not None and nearest.cosine > RELATED:
+            agreements.append(nearest)
 
     outputs = staged.run(feeds, stage_done=stage_done, progress=progress)
     for case, got, ref in zip(cases, outputs, wanted.outputs, strict=True):

@@ -159,6 +159,8 @@ def _session(model: onnx.ModelProto, folder: Path) -> Any:
     options.log_severity_level = 3
     # Freed after every stage; an arena would keep the largest of each size for good.
     options.enable_cpu_mem_arena = False
+    # Repacked weights would be a second copy, for a session that runs a few times.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder)
     )

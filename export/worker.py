@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from gentron.errors import GenTronError
-from gentron.export.component import export_component
+from gentron.export.component import export_component, peak_bytes
 from gentron.export.isolate import FAILED
 from gentron.export.source import read_source
 
@@ -27,7 +27,9 @@ def main() -> int:
             read_source(Path(folder)),
             component,
             precisions.split(","),
-            progress=lambda _, doing, share: _say({"doing": doing, "share": share}),
+            progress=lambda _, doing, share: _say(
+                {"doing": doing, "share": share, "peak": peak_bytes()}
+            ),
         )
     except GenTronError as error:
         _say({"error": type(error).__name__, "text": str(error)})

@@ -26,10 +26,11 @@ class Tolerance:
     cosine: float  # at least
 
 
-# float32: order of summation only. float16 has 11 bits of mantissa, bfloat16 8; both are summed
+# float32: order of summation only, which differs between processors (1.1e-5 to 1.7e-5 seen for one
+# encoder). float16 has 11 bits of mantissa, bfloat16 8; both are summed
 # over a network's depth. A wrong graph is off by its whole range.
 TOLERANCES = {
-    "float32": Tolerance(2e-5, 0.999_999_9),
+    "float32": Tolerance(5e-5, 0.999_999_9),
     "float16": Tolerance(2e-2, 0.999_9),
     "bfloat16": Tolerance(1.5e-1, 0.995),
 }

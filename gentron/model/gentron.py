@@ -84,7 +84,7 @@ def random_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, generator=generator)
     if len(shape) < 2:
-        return values * RANDOM_STD + (1 if name.endswith("weight") else 0)
+        return values.mul_(RANDOM_STD).add_(1 if name.endswith("weight") else 0)
     if ZERO_INITIALISED.search(name):
-        return values * RANDOM_STD
-    return values / math.sqrt(math.prod(shape[1:]))
+        return values.mul_(RANDOM_STD)
+    return values.div_(math.sqrt(math.prod(shape[1:])))

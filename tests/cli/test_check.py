@@ -129,7 +129,7 @@ def test_json_holds_the_same_verdicts(gentron_check: Command, tiny_bundle: Path)
     assert [check["component"] for check in found["checks"]] == list(COMPONENTS)
     for check in found["checks"]:
         assert (check["result"], check["computed"]) == ("pass", "float32")
-        assert all(a["passed"] and a["max_relative"] <= 2e-5 for a in check["agreements"])
+        assert all(a["passed"] and a["max_relative"] <= 5e-5 for a in check["agreements"])
 
 
 def test_components_and_precision_choose_what_is_checked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ import pytest
 from gentron.agreement import TOLERANCES, compare
 from gentron.bundle import Bundle
 from gentron.engines import backend_named
+from gentron.export.component import stored_weights
 from gentron.export.components import Part, parts
 from gentron.export.parity import reference
 from gentron.export.source import read_source
 from gentron.export.tracing import OPSET
 from gentron.probe import ProbeCase, probe_inputs
-from gentron.weights import StoredTensor, stored_tensors
+from gentron.weights import StoredTensor
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "text_projection", "conditioner", "denoiser",
               "vae_decoder")  # fmt: skip
@@ -162,10 +164,9 @@ def test_graphs_equal_torch_at_sizes_never_traced(bundle, name, sizes):
         assert agreement.passed, agreement
 
 
-def _stored(bundle: Bundle, name: str) -> tuple[Part, dict[str, StoredTensor]]:
+def _stored(bundle: Bundle, name: str) -> tuple[Part, Mapping[str, StoredTensor]]:
     part = parts(read_source(bundle.path))[name]
-    stored = stored_tensors(bundle.path / part.component.folder)
-    return part, {n: stored[part.stored_name(n)] for n in part.build().state_dict()}
+    return part, stored_weights(bundle.path, part).tensors
 
 
 def test_the_report_names_the_float32_islands_and_the_share_of_16_bits(bundle, models):
