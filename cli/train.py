@@ -1,9 +1,11 @@
-"""gentron-train: makes the checkpoints that ship with the package."""
+"""gentron-train: makes the checkpoints that ship with the package, and says how good they are."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +13,14 @@ import gentron
 from gentron.cli.common import run_command
 from gentron.errors import RequestError
 
+if TYPE_CHECKING:
+    from gentron.cli.score import Request
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(gentron.__version__)
 def cli() -> None:
-    """Train a small GenTron from nothing, on a CPU."""
+    """Train a small GenTron from nothing, on a CPU, and score it."""
 
 
 @cli.command()
@@ -44,14 +49,11 @@ def emoji(
     Stop it at any time and run it again: it goes on where it was. Every few minutes it writes
     FOLDER/grids/*.png (fixed prompts), FOLDER/loss.png and FOLDER/checkpoint.
     """
-    try:
-        import torch
+    _need_train()
+    import torch
 
-        from gentron.train.recipe import Recipe, train_emoji
-    except ImportError as error:
-        raise RequestError(
-            "train", f"cannot import {error.name}; run: pip install 'gentron[train]'"
-        ) from error
+    from gentron.train.recipe import Recipe, train_emoji
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if threads:
         torch.set_num_threads(threads)
@@ -65,48 +67,97 @@ def emoji(
     click.echo(str(folder / "checkpoint"))
 
 
+def _scoring(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that score and sweep share."""
+    options = (
+        click.option("-m", "--model", "bundle", default="emoji", show_default=True,
+                     metavar="BUNDLE", help="Packaged name or folder."),
+        click.option("--report", type=click.Path(path_type=Path), metavar="DIR",
+                     help="Write tables and pictures here; run again to go on after a stop."),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+                     help="Of the noise, and of the pictures drawn by lot."),
+        click.option("--steps", type=click.IntRange(min=1), help="[the bundle's default]"),
+        click.option("--solver", help="[the bundle's default]"),
+        click.option("--guidance", type=float, help="[the bundle's default]"),
+        click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
-@click.option("-m", "--model", "bundle", default="emoji", show_default=True, metavar="BUNDLE",
-              help="Packaged name or folder.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Of the noise.")  # fmt: skip
-@click.option("--steps", type=click.IntRange(min=1), help="Of sampling [the bundle's default].")
-@click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")
-@click.option("-v", "--verbose", is_flag=True, help="One line for each noun.")
-def score(bundle: str, seed: int, steps: int | None, font: Path | None, verbose: bool) -> None:
-    """Asks BUNDLE for every noun once and judges the pictures with a template scorer.
+@_scoring
+@click.option("--sets", metavar="NAMES", help="nouns, colors, unseen-colors, pairs, sizes, "
+              "synonyms; separated by commas [all].")  # fmt: skip
+@click.option("--sample", type=click.IntRange(min=1), metavar="N",
+              help="At most N prompts of each set [all].")  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True, help="One line for each picture.")
+def score(sets: str | None, verbose: bool, **options: Any) -> None:
+    """Ask BUNDLE for fixed sets of prompts and judge the pictures.
 
-    Printed beside the scorer's own result on real renderings and on noise.
+    The judge compares with renderings of the font and has never seen a generated picture. Its own
+    results on real renderings, on noise and on pictures of other prompts stand beside the model's.
     """
-    import torch
+    request = _request(options)
+    from gentron.cli.score import run_score
 
-    from gentron.runtime import Pipeline
-    from gentron.train.scenes import find_font, load_sprites, nouns
-    from gentron.train.score import TemplateScorer, noise, renderings
+    chosen = [name.strip() for name in sets.split(",")] if sets is not None else None
+    run_score(request, chosen, verbose)
 
-    names = nouns()
-    sprites = load_sprites(find_font(font), names)
-    scorer = TemplateScorer(sprites, names)
 
-    with Pipeline.load(bundle) as pipe:
+@cli.command()
+@_scoring
+@click.option("--sample", type=click.IntRange(min=1), metavar="N",
+              help="Nouns to ask for [120].")  # fmt: skip
+def sweep(**options: Any) -> None:
+    """Score BUNDLE over solvers, step counts and guidance scales.
 
-        def drawn(name: str) -> torch.Tensor:
-            image = pipe(name, seed=seed, steps=steps).images[0]
-            return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    Every solver that its kind of prediction allows with 8, 12, 20 and 40 steps, and a few guidance
+    scales at --solver and --steps.
+    """
+    request = _request(options)
+    from gentron.cli.score import run_sweep
 
-        results = {
-            "real renderings": scorer.score(renderings(sprites, names, seed)),
-            "noise": scorer.score(noise(seed)),
-            "generated": scorer.score(drawn),
-        }
-    if verbose:
-        for verdict in sorted(results["generated"].verdicts, key=lambda v: -v.rank):
-            click.echo(f"{verdict.asked:<20} rank {verdict.rank + 1:>3}, saw {verdict.choice}")
-    for what, result in results.items():
-        click.echo(
-            f"{what:<16} first choice {result.first:6.1%}, first five {result.first_five:6.1%} "
-            f"of {len(names)} nouns"
-        )
+    run_sweep(request)
+
+
+@cli.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--report", type=click.Path(path_type=Path), metavar="DIR",
+              help="Of gentron-train score, and of sweep if it is there.")  # fmt: skip
+@click.option("--hours", type=float, help="Training took [from the logs beside CHECKPOINT].")
+@click.option("--hardware", help="What it was trained on [this machine].")
+def card(checkpoint: Path, report: Path | None, hours: float | None, hardware: str | None) -> None:
+    """Write CHECKPOINT's model card, with the scores and pictures of a report.
+
+    The report must be of a bundle exported from this checkpoint. Export again afterwards: a bundle
+    takes the card along.
+    """
+    _need_train()
+    from gentron.train.card import write_card
+
+    for file in write_card(checkpoint, report, hours=hours, hardware=hardware):
+        click.echo(str(file))
+
+
+def _need_train() -> None:
+    """Raises RequestError that says what to install."""
+    try:
+        import torch  # noqa: F401
+
+        import gentron.train.checkpoint  # noqa: F401
+    except ImportError as error:
+        raise RequestError(
+            "train", f"cannot import {error.name}; run: pip install 'gentron[train]'"
+        ) from error
+
+
+def _request(options: dict[str, Any]) -> Request:
+    _need_train()
+    from gentron.cli.score import Request
+
+    return Request(**options)
 
 
 def main() -> None:

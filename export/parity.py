@@ -29,6 +29,7 @@ from gentron.weights import StoredTensor
 
 Array = npt.NDArray[Any]
 Share = Callable[[float], None]
+KEPT = 8_000_000  # bytes of one block's output
 RELATED = 0.9  # cosine above which a tensor counts as the block's output, right or wrong
 # Without the instructions torch computes float16 products one by one: only small models then.
 SMALL_FOR_HALF = 20_000_000  # parameters
@@ -39,7 +40,7 @@ class Reference:
     """What torch computes in float32: outputs by case, and what came out of every block."""
 
     outputs: list[dict[str, Array]]
-    blocks: dict[str, list[Array]] = field(default_factory=dict)
+    blocks: dict[str, dict[int, Array]] = field(default_factory=dict)  # by number of the case
 
 
 def reference(
@@ -53,8 +54,10 @@ def reference(
     found = Reference([])
 
     def block_done(name: str, output: Tensor) -> None:
-        if keep_blocks:
-            found.blocks.setdefault(name, []).append(output.float().numpy().copy())
+        # At native size the outputs of all blocks together would take more than the weights do.
+        if keep_blocks and output.nbytes < KEPT:
+            case = len(found.outputs)
+            found.blocks.setdefault(name, {})[case] = output.float().numpy().copy()
 
     module = stream_weights(part.build, tensors, block_done=block_done)
     for case in cases:
@@ -160,7 +163,7 @@ def _check_staged(
 
     def stage_done(case: int, number: int, carried: dict[str, Array]) -> None:
         block = staged.stages[number].block
-        if block not in compared:
+        if block not in compared or case not in wanted.blocks[block]:
             return
         ref = wanted.blocks[block][case]
         # What is carried over and nearest to torch's is the block's output, if it is near at all:

@@ -14,6 +14,7 @@ from torch import nn
 from gentron.config import SamplingDefaults
 from gentron.model import GenTron
 from gentron.presets import EMOJI
+from gentron.train.card import write_card
 from gentron.train.denoiser import LatentPool
 from gentron.train.text import FrozenText, minilm_folder
 
@@ -85,11 +86,10 @@ def write_checkpoint(
     _save(partial / "text_encoder" / "model.safetensors", text.model)
     (partial / "tokenizer").mkdir()
     shutil.copyfile(minilm_folder() / "tokenizer.json", partial / "tokenizer" / "tokenizer.json")
-    card = files("gentron.train").joinpath("model_card")
-    shutil.copyfile(str(card / "README.md"), partial / "README.md")
-    shutil.copytree(str(card / "LICENSES"), partial / "LICENSES")
-    nouns = files("gentron.train").joinpath("nouns.txt").read_text("utf-8")
-    (partial / "nouns.txt").write_text(nouns, "utf-8")
+    package = files("gentron.train")
+    shutil.copytree(str(package / "model_card" / "LICENSES"), partial / "LICENSES")
+    (partial / "nouns.txt").write_text(package.joinpath("nouns.txt").read_text("utf-8"), "utf-8")
+    write_card(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

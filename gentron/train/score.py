@@ -1,88 +1,253 @@
-"""Does a picture show the noun that was asked for? A template scorer over the whole vocabulary.
+"""Does a model draw what it was asked for? Prompt sets, judged by the template scorer.
 
-It has seen the font's renderings and nothing else, so it cannot favour the model. Position and
-size do not matter to it: what differs from white is cut out and scaled to one tile.
+The same sets go through pictures whose answer is known: real renderings (what the scorer gets
+right), real renderings through the model's own autoencoder (what any denoiser could reach), noise
+and pictures of another prompt (what it gives away). A score means something between those.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from gentron.train.scenes import Placement, Scene, draw
+from gentron.train.prompts import (
+    HUGE_ABOVE,
+    SMALL_BELOW,
+    Prompt,
+    category,
+    real_scene,
+)
+from gentron.train.scenes import SPRITE_SIDE, draw
+from gentron.train.scorer import Sighting, TemplateScorer
 
-TILE = 24  # pixels
-INK = 0.9  # a pixel whose darkest channel is below this is not background
+# What is asked of the pictures of each set; the first is the set's headline.
+CHECKS = {
+    "nouns": ("object", "first five", "background"),
+    "colors": ("all", "object", "background"),
+    "unseen-colors": ("all", "object", "background"),
+    "pairs": ("object", "one of two", "in order"),
+    "sizes": ("size", "object", "all"),
+    "synonyms": ("object", "first five"),
+}
+CHECKS_OF_ALL = ("object", "one of two", "in order", "first five", "background", "size", "all")
+BY_CATEGORY = ("nouns", "colors", "unseen-colors")  # one noun in each prompt
+GENERATED, OTHER_PROMPT = "generated", "other prompt's"
+CHUNK = 32  # pictures drawn or decoded together
 
-
-class Verdict(NamedTuple):
-    """What the scorer saw in one picture."""
-
-    asked: str
-    rank: int  # of the asked noun, 0 = first choice
-    choice: str
+Artist = Callable[[Sequence[Prompt]], Iterable[Tensor]]  # pictures [3, H, W] in [0, 1], in order
+Watch = Callable[[str, str, int, int], None]  # (set, pictures of what, done, of)
 
 
 @dataclass(frozen=True)
-class Score:
-    first: float  # share of pictures whose first choice is the noun asked for
-    first_five: float
-    verdicts: tuple[Verdict, ...]
+class Verdict:
+    """What was asked, what was seen, and which of it is right."""
+
+    prompt: Prompt
+    ranks: tuple[int, ...]  # of each object asked for, 0 = first choice
+    saw: tuple[str, ...]  # first choices, left to right
+    background: str
+    size: float  # of the only object, as `Placement.size`
+    distance: float  # to the objects asked for, the farther one
+    checks: dict[str, bool]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: what was asked, what was seen, what of it is right."""
+        asked = self.prompt
+        return {
+            "prompt": asked.text,
+            "wanted": asked.wanted,
+            "background": asked.background,
+            "size": asked.size,
+            "saw": self.saw,
+            "saw_background": self.background,
+            "saw_size": round(self.size, 3),
+            "ranks": self.ranks,
+            "distance": round(self.distance, 3) if math.isfinite(self.distance) else None,
+            "right": [name for name in CHECKS_OF_ALL if self.checks[name]],
+        }
 
 
-class TemplateScorer:
-    def __init__(self, sprites: Tensor, names: Sequence[str]):
-        self.names = list(names)
-        self.templates = torch.stack([tile(sprite[:3] + 1 - sprite[3:]) for sprite in sprites])
+@dataclass(frozen=True)
+class SetScore:
+    """One prompt set, by what the pictures were."""
 
-    def judge(self, picture: Tensor, asked: str) -> Verdict:
-        """picture [3, H, W] in [0, 1] on a white background."""
-        distance = (self.templates - tile(picture)).flatten(1).norm(dim=1)
-        order = distance.argsort().tolist()
-        rank = order.index(self.names.index(asked))
-        return Verdict(asked, rank, self.names[order[0]])
+    name: str
+    verdicts: Mapping[str, tuple[Verdict, ...]]  # by column; GENERATED is the model's
 
-    def score(self, pictures: Callable[[str], Tensor]) -> Score:
-        """Asks for every noun once."""
-        verdicts = tuple(self.judge(pictures(name), name) for name in self.names)
-        count = len(verdicts)
-        return Score(
-            sum(v.rank == 0 for v in verdicts) / count,
-            sum(v.rank < 5 for v in verdicts) / count,
-            verdicts,
-        )
+    @property
+    def count(self) -> int:
+        return len(self.verdicts[GENERATED])
+
+    def shares(self, column: str = GENERATED) -> dict[str, float]:
+        """Of the pictures of a column, by check, in the order of CHECKS."""
+        return shares(self.name, self.verdicts[column])
 
 
-def tile(picture: Tensor) -> Tensor:
-    """What is not white, cut out and scaled: [3, TILE, TILE]."""
-    ink = (picture.min(0).values < INK).nonzero()
-    if len(ink) == 0:
-        return torch.ones(3, TILE, TILE)
-    (top, left), (bottom, right) = ink.min(0).values, ink.max(0).values + 1
-    return F.interpolate(picture[None, :, top:bottom, left:right], (TILE, TILE), mode="area")[0]
+def shares(set_name: str, verdicts: Sequence[Verdict]) -> dict[str, float]:
+    return {
+        check: sum(v.checks[check] for v in verdicts) / len(verdicts) for check in CHECKS[set_name]
+    }
 
 
-def renderings(sprites: Tensor, names: Sequence[str], seed: int) -> Callable[[str], Tensor]:
-    """Real pictures of nouns at sizes and places the templates were not made at."""
+def score_sets(
+    scorer: TemplateScorer,
+    sets: Mapping[str, tuple[Prompt, ...]],
+    model: Callable[[str], Artist],
+    known: Mapping[str, Artist],
+    watch: Watch = lambda name, column, done, of: None,
+) -> tuple[SetScore, ...]:
+    """Every set through the model (`model` gives its artist for a set) and through `known`."""
+    found = []
+    for name, prompts in sets.items():
+        verdicts = {}
+        for column, artist in (*known.items(), (GENERATED, model(name))):
+            seen = []
+            for prompt, picture in zip(prompts, artist(prompts), strict=True):
+                seen.append(see(scorer, prompt, picture))
+                watch(name, column, len(seen), len(prompts))
+            verdicts[column] = judge_all(scorer.names, prompts, seen)
+            if column == GENERATED:
+                # An odd step, so that small never meets small where the two alternate.
+                step = len(prompts) // 2 | 1
+                verdicts[OTHER_PROMPT] = judge_all(
+                    scorer.names, prompts, seen[step % len(seen) :] + seen[: step % len(seen)]
+                )
+        found.append(SetScore(name, verdicts))
+    return tuple(found)
 
-    def render(name: str) -> Tensor:
-        place = random.Random(f"{seed} {name}")
-        size = place.uniform(0.6, 0.95)
-        slack = (1 - size) / 2
-        x, y = (0.5 + place.uniform(-slack, slack) for _ in range(2))
-        scene = Scene((Placement(names.index(name), size, x, y),), "white", name)
-        return (draw([scene], sprites)[0] + 1) / 2
+
+def see(scorer: TemplateScorer, prompt: Prompt, picture: Tensor) -> tuple[Sighting, ...]:
+    """One sighting for each object asked for."""
+    return scorer.look_at_pair(picture) if prompt.is_pair else (scorer.look(picture),)
+
+
+def judge_all(
+    names: Sequence[str], prompts: Sequence[Prompt], seen: Sequence[tuple[Sighting, ...]]
+) -> tuple[Verdict, ...]:
+    return tuple(judge(names, p, sightings) for p, sightings in zip(prompts, seen, strict=True))
+
+
+def judge(names: Sequence[str], prompt: Prompt, sightings: tuple[Sighting, ...]) -> Verdict:
+    """Holds one picture's sightings against what its prompt asked for."""
+    ranks = [sighting.ranks() for sighting in sightings]
+    rows = [[names.index(noun) for noun in accepted] for accepted in prompt.wanted]
+    straight, crossed = _ranks(ranks, rows), _ranks(ranks[::-1], rows)
+    best, order = straight, sightings
+    if _goodness(crossed) > _goodness(straight):
+        best, order = crossed, sightings[::-1]
+    first, size = sightings[0], sightings[0].size
+    checks = {
+        "object": all(rank == 0 for rank in best),
+        "one of two": any(rank == 0 for rank in best),
+        "in order": all(rank == 0 for rank in straight),
+        "first five": all(rank < 5 for rank in best),
+        "background": prompt.background in (None, first.background),
+        "size": {None: True, "small": 0 < size < SMALL_BELOW, "huge": size > HUGE_ABOVE}[
+            prompt.size
+        ],
+    }
+    checks["all"] = checks["object"] and checks["background"] and checks["size"]
+    distance = max(
+        float(s.distances[r].min()) for s, r in zip(order, rows, strict=True)
+    )  # fmt: skip
+    saw = tuple(sighting.first_choice(names) for sighting in sightings)
+    return Verdict(prompt, best, saw, first.background, size, distance, checks)
+
+
+def _ranks(ranks: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(int(rank[row].min()) for rank, row in zip(ranks, rows, strict=True))
+
+
+def _goodness(ranks: tuple[int, ...]) -> tuple[int, int]:
+    return sum(rank == 0 for rank in ranks), -sum(ranks)
+
+
+def by_category(result: SetScore) -> dict[str, tuple[int, dict[str, float]]]:
+    """Category -> number of pictures and shares; of a set with one noun in each prompt."""
+    groups: dict[str, list[Verdict]] = {}
+    for verdict in result.verdicts[GENERATED]:
+        groups.setdefault(category(verdict.prompt.wanted[0][0]), []).append(verdict)
+    return {name: (len(group), shares(result.name, group)) for name, group in groups.items()}
+
+
+def worst(results: Iterable[SetScore], count: int) -> list[tuple[str, int]]:
+    """(set, row) of the generated pictures farthest from what was asked: by rank, then distance."""
+    found = [
+        (max(verdict.ranks), verdict.distance, result.name, row)
+        for result in results
+        for row, verdict in enumerate(result.verdicts[GENERATED])
+    ]
+    return [(name, row) for _, _, name, row in sorted(found, key=lambda f: (-f[0], -f[1]))[:count]]
+
+
+def real(sprites: Tensor, names: Sequence[str], seed: int) -> Artist:
+    """True pictures of what the prompts ask for, at sizes and places no template was made at."""
+
+    def render(prompts: Sequence[Prompt]) -> Iterator[Tensor]:
+        for start in range(0, len(prompts), CHUNK):
+            chunk = prompts[start : start + CHUNK]
+            yield from (draw([real_scene(p, names, seed) for p in chunk], sprites) + 1) / 2
 
     return render
 
 
-def noise(seed: int) -> Callable[[str], Tensor]:
+def blurred(artist: Artist, sigma: float) -> Artist:
+    """The same pictures as soft as an autoencoder makes them; `sigma` in pixels."""
+    reach = int(3 * sigma + 1)
+    x = torch.arange(-reach, reach + 1).float()
+    kernel = (-(x**2) / (2 * sigma**2)).exp()
+    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+
+    def soften(picture: Tensor) -> Tensor:
+        wide = F.pad(picture[None], (reach,) * 4, mode="replicate")
+        return F.conv2d(
+            F.conv2d(wide, kernel[:, :, None], groups=3), kernel[..., None], groups=3
+        )[0]  # fmt: skip
+
+    return lambda prompts: (soften(picture) for picture in artist(prompts))
+
+
+def reconstructed(artist: Artist, autoencoder: nn.Module) -> Artist:
+    """The same pictures, encoded and decoded again: the best that any denoiser could do."""
+
+    def rebuild(prompts: Sequence[Prompt]) -> Iterator[Tensor]:
+        for start in range(0, len(prompts), CHUNK):
+            pictures = torch.stack([*artist(prompts[start : start + CHUNK])])
+            with torch.inference_mode():
+                latents = autoencoder.encode(pictures * 2 - 1, return_dict=False)[0]
+                pixels = autoencoder.decode(latents, return_dict=False)[0]
+            yield from (pixels.clamp(-1, 1) + 1) / 2
+
+    return rebuild
+
+
+def noise(seed: int) -> Artist:
     """Pictures of nothing: what the scorer gives away for free."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda name: torch.rand(3, 128, 128, generator=generator)
+    side = SPRITE_SIDE
+    return lambda prompts: (torch.rand(3, side, side, generator=generator) for _ in prompts)
+
+
+def autoencoder_of(bundle: Path) -> nn.Module | None:
+    """The bundle's autoencoder with its encoder, in float32; None unless it maps pictures to
+    latents without chance, as `AutoencoderDC` does."""
+    from gentron.model.vae import new_vae
+
+    config = json.loads((bundle / "vae" / "config.json").read_text("utf-8"))
+    if config.get("_class_name") != "AutoencoderDC":
+        return None
+    autoencoder = new_vae(config).float()
+    stored: dict[str, Tensor] = {}
+    for file in sorted((bundle / "vae").glob("*.safetensors")):
+        stored |= {name: value.float() for name, value in load_file(file).items()}
+    autoencoder.load_state_dict(stored)
+    return autoencoder.eval()
