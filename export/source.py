@@ -29,7 +29,12 @@ from gentron.presets import IMAGE_DEFAULTS
 from gentron.weights import StoredTensor, stored_tensors
 
 ABOUT = "checkpoint.json"  # name, defaults, provenance, licences of a checkpoint; optional
-EXTRAS = ("README.md", "nouns.txt", "LICENSES")  # copied into the bundle if they are there
+EXTRAS = (
+    "README.md",
+    "nouns.txt",
+    "LICENSES",
+    "pictures",
+)  # copied into the bundle if they are there
 RANDOM_SEED = 20231204  # the paper's date
 
 
