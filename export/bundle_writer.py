@@ -22,7 +22,7 @@ import gentron
 from gentron.bundle import MANIFEST, NULL_TEXT, REPORT, FileEntry, Manifest, tokenizer_file
 from gentron.contract import text_encoder_name
 from gentron.digests import remember
-from gentron.errors import OutputError, RequestError
+from gentron.errors import BundleError, OutputError, RequestError
 from gentron.export.component import (
     Exported,
     Progress,
@@ -111,6 +111,9 @@ def export_bundle(
             f"{target}: cannot be written: {error.strerror or error}; {advice}, then repeat the "
             f"command{' with --resume' if kept else ''}"
         ) from error
+    except BundleError:
+        workspace.abandon(keep=False)  # another checkpoint is needed, and nothing of this one
+        raise
     except BaseException:
         if workspace.abandon():
             log.warning("what is finished stays in %s; --resume goes on", workspace.folder)

@@ -211,7 +211,7 @@ def _check_tensors(
     if wrong:
         raise BundleError(
             f"{folder}: {len(wrong)} tensors are not what config.json asks for; give the folder "
-            "the configuration that belongs to these weights\n  " + "\n  ".join(wrong)
+            "the configuration that belongs to these weights: " + "; ".join(wrong)
         )
 
 

@@ -34,8 +34,12 @@ class Workspace:
             )
         self.notes.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
-        self._check_settings(settings)
-        self._digests = self._read_journal()
+        try:
+            self._check_settings(settings)
+            self._digests = self._read_journal()
+        except BaseException:
+            self._lock.close()
+            raise
 
     def _locked(self) -> IO[str]:
         lock = (self.notes / LOCK).open("w")
@@ -119,9 +123,9 @@ class Workspace:
         os.replace(self.folder, self.target)
         self._lock.close()
 
-    def abandon(self) -> bool:
+    def abandon(self, *, keep: bool = True) -> bool:
         """After a failure: removes what is not worth keeping; true if something was kept."""
-        worth = self._digests or any(self.notes.glob("component.*.json"))
+        worth = keep and (self._digests or any(self.notes.glob("component.*.json")))
         if not worth:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
