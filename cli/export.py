@@ -14,6 +14,7 @@ import click
 
 import gentron
 from gentron.cli.common import run_command, warn
+from gentron.contract import PRECISIONS
 from gentron.errors import RequestError
 
 Progress = Callable[[str, str, float], None]
@@ -125,8 +126,8 @@ def _summary(bundle: Path) -> Iterator[str]:
 
 def _facts(found: dict[str, Any]) -> tuple[str, ...]:
     first = found["precisions"][0]
-    computes = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-    worst = max(a["max_relative"] for a in found["parity"] if a["compute"] == computes[first])
+    compute = PRECISIONS[first]
+    worst = max(a["max_relative"] for a in found["parity"] if a["compute"] == compute)
     seconds, peak = found["seconds"], found["peak_bytes"]
     return (
         found["component"],

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from gentron.contract import Component
+from gentron.contract import PRECISIONS, Component
 from gentron.engines.base import Array, Backend, Buffer, Call, Engine, EngineInfo
 from gentron.errors import BackendError
 
 CPU = "CPUExecutionProvider"
-COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}
+COMPUTE_TYPES = {precision: PRECISIONS[precision] for precision in ("fp32", "fp16")}
 
 
 def import_onnxruntime() -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from gentron.agreement import Agreement, Array, compare
 from gentron.bundle import Bundle
-from gentron.contract import Component
+from gentron.contract import PRECISIONS, Component
 from gentron.engines.base import Backend, Engine
 from gentron.errors import BundleError, RequestError
 from gentron.probe import ProbeCase, in_compute_type, load_probes, probe_inputs
@@ -22,7 +22,7 @@ from gentron.probe import ProbeCase, in_compute_type, load_probes, probe_inputs
 Probes = list[tuple[ProbeCase, dict[str, Array]]]
 
 # Precisions whose arrays numpy has, and the tolerance that each is held to.
-COMPUTE = {"fp32": "float32", "fp16": "float16"}
+COMPUTE = {precision: PRECISIONS[precision] for precision in ("fp32", "fp16")}
 ABSENT = "the bundle was exported without it; export it again without --only to check it"
 NO_ARRAYS = "numpy has no arrays of this type to feed it; the fp32 graph reads the same weights"
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from gentron.agreement import Agreement, require
 from gentron.bundle import null_text_names, tokenizer_file
-from gentron.contract import text_encoder_name
+from gentron.contract import PRECISIONS, text_encoder_name
 from gentron.export.components import Part, Source, parts
 from gentron.export.facts import graph_facts
 from gentron.export.link import WeightMap
@@ -37,7 +37,6 @@ from gentron.weights import StoredTensor, stored_tensors
 Array = npt.NDArray[Any]
 Progress = Callable[[str, str, float], None]  # (component, what is being done, share done)
 
-COMPUTE = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 # Components whose weights take more than this in float32 are run and compared block by block.
 WHOLE = 1_000_000_000  # bytes
 # Prompts of the text encoders' probes: ordinary, empty, and longer than any encoder takes.
@@ -126,7 +125,7 @@ class _Export:
         for precision, graph in graphs.items():
             self._begin(f"{precision}: parity")
             agreements += check_graph(
-                self.part, graph, COMPUTE[precision], cases, wanted, self.factor,
+                self.part, graph, PRECISIONS[precision], cases, wanted, self.factor,
                 staged=staged, progress=self._inside,
             )  # fmt: skip
         self._begin("parity with float16 arithmetic")
@@ -169,7 +168,7 @@ class _Export:
         self._begin(f"{precision}: tracing")
         graph = self.folder / component.graph_file(precision)
         traceable = Traceable(component, self.part.build, self.part.side_unit)
-        ir.save(trace(traceable, COMPUTE[precision], weights), graph)
+        ir.save(trace(traceable, PRECISIONS[precision], weights), graph)
         onnx.checker.check_model(str(graph))
         return graph
 

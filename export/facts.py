@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+from gentron.export.ranges import NARROW
+
 BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
 # They move numbers and do not compute with them.
 PASSIVE = frozenset({"Cast", "Constant", "Concat", "Expand", "Flatten", "Gather", "Identity"})

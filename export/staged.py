@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 
@@ -165,12 +164,3 @@ def _session(model: onnx.ModelProto, folder: Path) -> Any:
         "session.model_external_initializers_file_folder_path", str(folder)
     )
     return ort.InferenceSession(model.SerializeToString(), options, providers=[CPU])
-
-
-def external_bytes(model: onnx.ModelProto) -> int:
-    """Elements of the external weights, as float32 bytes."""
-    return sum(
-        4 * int(np.prod(tensor.dims))
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-    )

@@ -28,6 +28,8 @@ AXES = {
     "H": "height in pixels",
     "W": "width in pixels",
 }
+# numpy's name of what a graph computes in, by the name that options and files give it
+PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 COMPUTE = "compute"  # the graph's own type: float16, bfloat16 or float32
 STATE_SLOTS = 3  # latents and two of solver memory
 UPDATE_TERMS = 5  # the three slots, the prediction, the noise
