@@ -18,9 +18,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gentron.contract import Component, check_feeds
+from gentron.contract import PRECISIONS, Component, check_feeds
+from gentron.engines.profile import Profile
+from gentron.errors import BackendError
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One component's ONNX file, and what must be known to compile it and to find it again."""
+
+    component: Component
+    file: Path
+    precision: str  # fp32, fp16, bf16: of the graph's own tensors
+    side_factor: int  # pixels per latent
+    digest: str  # sha256 of the graph and of the weights beside it
+    probes: Path | None = None  # golden probes that a fresh engine must pass
+    profiles: tuple[Profile, ...] = ()  # sizes to compile for; empty: any
+    flexible: bool = True  # the profiles are defaults: one compiled for others will do
+
+    @property
+    def compute(self) -> str:
+        """numpy's name of the graph's own type."""
+        return PRECISIONS[self.precision]
 
 
 class Buffer(ABC):
@@ -101,13 +122,24 @@ class Backend(ABC):
     """A way to run graphs on this machine."""
 
     name: str
+    precisions: tuple[str, ...]  # that it can compute in, the default first
+
+    def graph_precision(self, precision: str) -> str:
+        """Which of a bundle's graphs it reads to compute in `precision`; raises BackendError for
+        one that it cannot compute in."""
+        if precision not in self.precisions:
+            raise BackendError(
+                f"{self.name}: does not compute in {precision} on this machine; use "
+                f"{' or '.join(self.precisions)}"
+            )
+        return precision
 
     @abstractmethod
-    def compute(self) -> str:
-        """The precision a component is loaded in unless told otherwise: a bundle's fp16, fp32."""
+    def describe(self) -> str:
+        """Version and device, for people."""
 
     @abstractmethod
-    def load(self, component: Component, graph: Path, precision: str, side_factor: int) -> Engine:
+    def load(self, graph: Graph, precision: str) -> Engine:
         """Compiles or loads one graph; raises BackendError that says what is missing."""
 
     @abstractmethod

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gentron.contract import PRECISIONS, Component
-from gentron.engines.base import Array, Backend, Buffer, Call, Engine, EngineInfo
+from gentron.contract import Component
+from gentron.engines.base import Array, Backend, Buffer, Call, Engine, EngineInfo, Graph
+from gentron.engines.options import EngineOptions
 from gentron.errors import BackendError
 
 CPU = "CPUExecutionProvider"
-COMPUTE_TYPES = {precision: PRECISIONS[precision] for precision in ("fp32", "fp16")}
 
 
 def import_onnxruntime() -> Any:
@@ -66,19 +65,18 @@ class HostCall(Call):
 
 
 class OnnxRuntimeEngine(Engine):
-    def __init__(
-        self, component: Component, graph: Path, precision: str, side_factor: int, threads: int
-    ):
+    def __init__(self, graph: Graph, threads: int):
         ort = import_onnxruntime()
-        self.component, self.compute = component, COMPUTE_TYPES[precision]
-        self.side_factor = side_factor
+        component = graph.component
+        self.component, self.compute = component, graph.compute
+        self.side_factor = graph.side_factor
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(str(graph), options, providers=[CPU])
+            self._session = ort.InferenceSession(str(graph.file), options, providers=[CPU])
         except Exception as error:  # ONNX Runtime's own classes share no useful base
-            raise BackendError(f"onnxruntime: {component.name} ({graph}): {error}") from error
+            raise BackendError(f"onnxruntime: {component.name} ({graph.file}): {error}") from error
         if self._session.get_providers()[0] != CPU:
             raise BackendError(f"onnxruntime: asked for {CPU}, got {self._session.get_providers()}")
         found = [value.name for value in self._session.get_inputs()]
@@ -110,22 +108,20 @@ class OnnxRuntimeBackend(Backend):
     """CPU only here; a GPU provider is another backend, never a silent fallback of this one."""
 
     name = "onnxruntime"
+    precisions = ("fp32", "fp16")
 
-    def __init__(self, threads: int = 0):
+    def __init__(self, options: EngineOptions | None = None):
         import_onnxruntime()
-        self._threads = threads  # 0: all physical cores
+        self._threads = options.threads if options else 0
         self._lock = threading.Lock()
 
-    def compute(self) -> str:
-        return "fp32"
+    def describe(self) -> str:
+        return f"onnxruntime {import_onnxruntime().__version__}, CPU"
 
-    def load(self, component: Component, graph: Path, precision: str, side_factor: int) -> Engine:
-        if precision not in COMPUTE_TYPES:
-            raise BackendError(
-                f"onnxruntime: {precision} does not run on this CPU backend; use fp32 or fp16"
-            )
+    def load(self, graph: Graph, precision: str) -> Engine:
+        assert graph.precision == self.graph_precision(precision)
         with self._lock:
-            return OnnxRuntimeEngine(component, graph, precision, side_factor, self._threads)
+            return OnnxRuntimeEngine(graph, self._threads)
 
     def close(self) -> None:
         pass

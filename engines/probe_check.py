@@ -16,6 +16,7 @@ from gentron.agreement import Agreement, Array, compare
 from gentron.bundle import Bundle
 from gentron.contract import PRECISIONS, Component
 from gentron.engines.base import Backend, Engine
+from gentron.engines.graphs import bundle_graph
 from gentron.errors import BundleError, RequestError
 from gentron.probe import ProbeCase, in_compute_type, load_probes, probe_inputs
 
@@ -94,10 +95,10 @@ def check_component(bundle: Bundle, backend: Backend, name: str, precision: str)
     if precision not in COMPUTE:
         return GraphCheck(name, precision, skipped=NO_ARRAYS)
     probes = component_probes(bundle, name)
-    graph = bundle.graph(name, precision)
+    graph = bundle_graph(bundle, name, precision)
     computed, runner, found, problem = "", backend.name, list[Agreement](), ""
     try:
-        loaded = backend.load(bundle.components[name], graph, precision, bundle.vae_factor)
+        loaded = backend.load(graph, precision)
         with closing(loaded) as engine:
             computed, info = engine.info.precision, engine.info
             runner = f"{info.backend} {info.version} on {info.device}"

@@ -1,13 +1,12 @@
-"""The backends by name, and why one of them cannot run here."""
+"""The backends by name, which of them can run here, and which one runs if nobody says."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gentron.engines.base import Backend
+from gentron.engines.options import EngineOptions
 from gentron.errors import BackendError, RequestError
 
 
@@ -20,22 +19,42 @@ class BackendReport:
     detail: str  # versions and devices, or why not and what to do
 
 
-def _onnxruntime() -> Backend:
+def _openvino(options: EngineOptions) -> Backend:
+    from gentron.engines.openvino_cpu import OpenVinoBackend
+
+    return OpenVinoBackend(options)
+
+
+def _onnxruntime(options: EngineOptions) -> Backend:
     from gentron.engines.onnxruntime_cpu import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend()
+    return OnnxRuntimeBackend(options)
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"onnxruntime": _onnxruntime}
-DEFAULT = "onnxruntime"
+# In the order in which they are preferred.
+BACKENDS: dict[str, Callable[[EngineOptions], Backend]] = {
+    "openvino": _openvino,
+    "onnxruntime": _onnxruntime,
+}
 
 
-def backend_named(name: str | None) -> Backend:
-    """Raises RequestError for an unknown name, BackendError for one that cannot run here."""
-    chosen = DEFAULT if name is None else name
-    if chosen not in BACKENDS:
-        raise RequestError("backend", f"unknown backend {chosen!r}; one of {', '.join(BACKENDS)}")
-    return BACKENDS[chosen]()
+def backend_named(name: str | None, options: EngineOptions | None = None) -> Backend:
+    """The backend of that name, or else the first that is usable here.
+
+    Raises RequestError for an unknown name, BackendError for one that cannot run here.
+    """
+    options = options or EngineOptions()
+    if name is not None:
+        if name not in BACKENDS:
+            raise RequestError("backend", f"unknown backend {name!r}; one of {', '.join(BACKENDS)}")
+        return BACKENDS[name](options)
+    reasons = []
+    for make in BACKENDS.values():
+        try:
+            return make(options)
+        except BackendError as error:
+            reasons.append(str(error))
+    raise BackendError(f"no backend can run here: {'; '.join(reasons)}")
 
 
 def backend_reports() -> list[BackendReport]:
@@ -43,19 +62,8 @@ def backend_reports() -> list[BackendReport]:
     reports = []
     for name, make in BACKENDS.items():
         try:
-            make().close()
+            with make(EngineOptions()) as backend:
+                reports.append(BackendReport(name, True, backend.describe()))
         except BackendError as error:
             reports.append(BackendReport(name, False, str(error)))
-            continue
-        reports.append(BackendReport(name, True, f"{_version(name)}, CPU"))
     return reports
-
-
-def _version(package: str) -> str:
-    for name in (package, f"{package}-gpu"):
-        if importlib.util.find_spec(package):
-            try:
-                return f"{name} {importlib.metadata.version(name)}"
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    return package

@@ -111,11 +111,12 @@ def run_whole(
     feeds = [in_compute_type(component, probe_inputs(component, c), compute) for c in cases]
     if compute == "bfloat16":
         return _evaluate(component, graph, feeds), "onnx.reference"
-    from gentron.engines import backend_named
+    from gentron.engines import Graph, backend_named
 
     with backend_named("onnxruntime") as backend:
         precision = {"float32": "fp32", "float16": "fp16"}[compute]
-        engine = backend.load(component, graph, precision, side_factor)
+        # Never kept: without a digest nothing could find it again.
+        engine = backend.load(Graph(component, graph, precision, side_factor, ""), precision)
         try:
             outputs = [engine.run(feed) for feed in feeds]
             return outputs, f"onnxruntime {engine.info.version}"

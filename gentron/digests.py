@@ -125,7 +125,7 @@ def remember(digests: Mapping[Path, str]) -> None:
 
 
 def _recall() -> dict[Identity, str]:
-    folder = _folder()
+    folder = cache_folder()
     try:
         _check_folder(folder)
         return _load(folder / MEMORY)
@@ -140,7 +140,7 @@ def _remember(fresh: Mapping[Identity, str]) -> None:
     """Adds to what is remembered by now: another process may have written since `_recall`."""
     if not fresh:
         return
-    folder = _folder()
+    folder = cache_folder()
     try:
         _check_folder(folder)
         # Each with its mode: parents made on the way get the umask's, which can be too open.
@@ -161,7 +161,7 @@ def _remember(fresh: Mapping[Identity, str]) -> None:
 def _load(file: Path) -> dict[Identity, str]:
     """Oldest first; empty if there is no file."""
     try:
-        found = _own(file)
+        found = check_own(file)
     except FileNotFoundError:
         return {}
     if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_SIZE:
@@ -192,7 +192,7 @@ def _write(file: Path, memory: Mapping[Identity, str]) -> None:
         raise
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     """`gentron` in the user's cache folder, there or not."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():  # which the XDG specification says to ignore
@@ -206,11 +206,14 @@ def _check_folder(folder: Path) -> None:
         raise FileNotFoundError("no home folder is known")
     for each in (folder.parent, folder):
         with contextlib.suppress(FileNotFoundError):
-            _own(each)
+            check_own(each)
 
 
-def _own(path: Path) -> os.stat_result:
-    """Where another user can write, a wrong digest could be remembered as right."""
+def check_own(path: Path) -> os.stat_result:
+    """Raises OSError unless `path` is there and only its owner, who we are, can write to it.
+
+    Elsewhere another user could have a wrong digest remembered as right, or their engine loaded.
+    """
     found = path.stat()
     if hasattr(os, "getuid"):  # not on Windows, which keeps a profile to its user
         if found.st_uid != os.getuid():

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gentron.bundle import Bundle, Verify
 from gentron.engines import Backend, Engine, backend_named
+from gentron.engines.graphs import bundle_graph
 from gentron.errors import BackendError, NonFiniteError, RequestError
 from gentron.guidance import guidance_branches
 from gentron.latents import latent_size, to_uint8
@@ -45,16 +46,15 @@ class Pipeline:
         decoder_precision: str = "fp32",
     ):
         self.bundle, self.backend = bundle, backend
-        precision = precision or backend.compute()
+        precision = precision or backend.precisions[0]
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
         try:
             bundle.check_complete()
-            for name, component in bundle.components.items():
+            for name in bundle.components:
                 wanted = decoder_precision if name == "vae_decoder" else precision
-                self._engines[name] = backend.load(
-                    component, bundle.graph(name, wanted), wanted, bundle.vae_factor
-                )
+                graph = bundle_graph(bundle, name, backend.graph_precision(wanted))
+                self._engines[name] = backend.load(graph, wanted)
             self._text = TextStage(bundle, self._engines)
         except BaseException:
             self.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from gentron.bundle import Bundle
-from gentron.engines import backend_named, backend_reports
+from gentron.engines import backend_named, backend_reports, bundle_graph
 from gentron.errors import BackendError, RequestError
 from gentron.probe import in_compute_type, load_probes, probe_inputs
 
@@ -23,9 +24,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def denoiser(bundle):
     backend = backend_named("onnxruntime")
-    engine = backend.load(
-        bundle.components["denoiser"], bundle.graph("denoiser", "fp32"), "fp32", 1
-    )
+    engine = backend.load(bundle_graph(bundle, "denoiser", "fp32"), "fp32")
     yield engine
     engine.close()
     backend.close()
@@ -50,7 +49,7 @@ def bound(engine, inputs):
 def test_every_golden_probe_passes_on_this_engine(bundle):
     with backend_named("onnxruntime") as backend:
         for name, component in bundle.components.items():
-            engine = backend.load(component, bundle.graph(name, "fp32"), "fp32", bundle.vae_factor)
+            engine = backend.load(bundle_graph(bundle, name, "fp32"), "fp32")
             for case, expected in load_probes(bundle.path / bundle.manifest.probes[name]):
                 outputs = engine.run(probe_inputs(component, case))
                 for tensor, wanted in expected.items():
@@ -120,7 +119,7 @@ def test_feeds_are_checked_against_the_contract(denoiser, probe, change, message
 def test_float16_graphs_take_float16_tables(bundle, probe):
     component = bundle.components["denoiser"]
     with backend_named("onnxruntime") as backend:
-        engine = backend.load(component, bundle.graph("denoiser", "fp16"), "fp16", 1)
+        engine = backend.load(bundle_graph(bundle, "denoiser", "fp16"), "fp16")
         inputs = in_compute_type(component, probe_inputs(component, probe[0]), "float16")
         out = engine.run(inputs)["next_state"]
         engine.close()
@@ -129,9 +128,8 @@ def test_float16_graphs_take_float16_tables(bundle, probe):
 
 
 def test_a_precision_that_does_not_run_here_is_refused(bundle):
-    component, graph = bundle.components["denoiser"], bundle.graph("denoiser", "fp32")
     with backend_named("onnxruntime") as backend, pytest.raises(BackendError, match="bf16"):
-        backend.load(component, graph, "bf16", 1)
+        backend.graph_precision("bf16")
 
 
 def test_a_damaged_graph_is_named(bundle, tmp_path):
@@ -141,7 +139,7 @@ def test_a_damaged_graph_is_named(bundle, tmp_path):
         backend_named("onnxruntime") as backend,
         pytest.raises(BackendError, match=r"denoiser.fp32.onnx"),
     ):
-        backend.load(bundle.components["denoiser"], graph, "fp32", 1)
+        backend.load(replace(bundle_graph(bundle, "denoiser", "fp32"), file=graph), "fp32")
 
 
 def test_an_absent_package_is_reported_with_what_to_install(monkeypatch):
@@ -160,9 +158,8 @@ def test_an_unknown_backend_lists_the_known(bundle):
 
 def test_a_closed_engine_refuses_to_bind(bundle, probe):
     component = bundle.components["denoiser"]
-    engine = backend_named("onnxruntime").load(
-        component, bundle.graph("denoiser", "fp32"), "fp32", 1
-    )
+    graph = bundle_graph(bundle, "denoiser", "fp32")
+    engine = backend_named("onnxruntime").load(graph, "fp32")
     buffers = bound(engine, probe_inputs(component, probe[0]))
     engine.close()
     with pytest.raises(BackendError, match=r"close\(\)"):

@@ -19,7 +19,7 @@ import pytest
 from gentron.agreement import TOLERANCES, Array, compare
 from gentron.bundle import Bundle
 from gentron.contract import Component
-from gentron.engines import Backend, Buffer, Call, Engine, backend_named
+from gentron.engines import Backend, Buffer, Call, Engine, Graph, backend_named
 from gentron.engines.base import EngineInfo
 from gentron.engines.probe_check import GraphCheck, check_bundle, check_component, component_probes
 from gentron.errors import BundleError
@@ -201,16 +201,17 @@ class Loading(Backend):
     """A backend that is one function."""
 
     name = "of a test"
+    precisions = ("fp32", "fp16")
 
-    def __init__(self, load: Callable[[Component, Path, str, int], Engine]):
+    def __init__(self, load: Callable[[Graph, str], Engine]):
         self._load, self.log = load, list[str]()
 
-    def compute(self) -> str:
-        return "fp32"
+    def describe(self) -> str:
+        return self.name
 
-    def load(self, component: Component, graph: Path, precision: str, side_factor: int) -> Engine:
-        self.log.append(f"load {component.name}")
-        return self._load(component, graph, precision, side_factor)
+    def load(self, graph: Graph, precision: str) -> Engine:
+        self.log.append(f"load {graph.component.name}")
+        return self._load(graph, precision)
 
     def close(self) -> None:
         pass

@@ -14,7 +14,7 @@ import pytest
 
 from gentron.agreement import TOLERANCES, compare
 from gentron.bundle import Bundle
-from gentron.engines import backend_named
+from gentron.engines import backend_named, bundle_graph
 from gentron.export.component import stored_weights
 from gentron.export.components import Part, parts
 from gentron.export.parity import reference
@@ -157,7 +157,7 @@ def test_graphs_equal_torch_at_sizes_never_traced(bundle, name, sizes):
     part, tensors = _stored(bundle, name)
     (wanted,) = reference(part, tensors, [case]).outputs
     with backend_named("onnxruntime") as backend:
-        engine = backend.load(component, bundle.graph(name, "fp32"), "fp32", bundle.vae_factor)
+        engine = backend.load(bundle_graph(bundle, name, "fp32"), "fp32")
         outputs = engine.run(probe_inputs(component, case))
         engine.close()
     for agreement in compare(component, "float32", case, outputs, wanted, "onnxruntime"):

@@ -12,7 +12,7 @@ import pytest
 
 from gentron.bundle import MANIFEST, NULL_TEXT, Bundle, tokenizer_file
 from gentron.contract import text_encoder_name
-from gentron.engines import backend_named
+from gentron.engines import backend_named, bundle_graph
 from gentron.errors import BundleError, RequestError
 from gentron.runtime import Pipeline
 from gentron.runtime.describe import bundle_facts
@@ -90,8 +90,7 @@ def test_what_was_exported_alone_loads_into_an_engine(only: Only) -> None:
     """All of its weights are there."""
     bundle = Bundle.open(only("denoiser"))
     backend = backend_named("onnxruntime")
-    component, graph = bundle.components["denoiser"], bundle.graph("denoiser", "fp32")
-    engine = backend.load(component, graph, "fp32", bundle.vae_factor)
+    engine = backend.load(bundle_graph(bundle, "denoiser", "fp32"), "fp32")
     engine.close()
     backend.close()
 

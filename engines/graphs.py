@@ -1,0 +1,50 @@
+"""A bundle's graphs as engines want them: with digest, probes and the shapes to compile for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from gentron.bundle import Bundle
+from gentron.engines.base import Graph
+from gentron.engines.profile import Declaration, default_declaration
+
+
+def bundle_graph(
+    bundle: Bundle, name: str, precision: str, declarations: Sequence[Declaration] = ()
+) -> Graph:
+    """The component's graph in one precision; raises BundleError if the bundle has none."""
+    component, factor = bundle.components[name], bundle.vae_factor
+    declared = declarations or [
+        default_declaration(bundle.config, factor, steps=bundle.manifest.defaults.steps)
+    ]
+    profiles = [d.profile(component, factor) for d in declared]
+    probes = bundle.manifest.probes.get(name)
+    return Graph(
+        component=component,
+        file=bundle.graph(name, precision),
+        precision=precision,
+        side_factor=factor,
+        digest=_digest(bundle, name, precision),
+        probes=bundle.path / probes if probes else None,
+        profiles=tuple(p for i, p in enumerate(profiles) if p not in profiles[:i]),
+        flexible=not declarations,
+    )
+
+
+def _digest(bundle: Bundle, name: str, precision: str) -> str:
+    """From the manifest, whose digests were checked when the bundle was opened.
+
+    Counts every weight file in the graph's folder, because which of them it reads stands only in
+    the graph; the components that share a folder come from one checkpoint anyway.
+    """
+    component, digest = bundle.components[name], hashlib.sha256()
+    read = [component.graph_file(precision)]
+    for file in sorted(bundle.manifest.files):
+        path = PurePosixPath(file)
+        if path.suffix == ".safetensors" and str(path.parent) == component.folder:
+            read.append(file)
+    for file in read:
+        digest.update(f"{file} {bundle.manifest.files[file].sha256}\n".encode())
+    return digest.hexdigest()
