@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import click
 
 import gentron
 from gentron.cli.common import run_command, warn
+from gentron.cli.progress import component_bars
 from gentron.contract import PRECISIONS
 from gentron.errors import RequestError
-
-Progress = Callable[[str, str, float], None]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,7 +60,7 @@ def cli(
         raise RequestError(
             "export", f"cannot import {error.name}; run: pip install 'gentron[export]'"
         ) from error
-    with _progress() as (progress, say):
+    with component_bars() as (progress, say):
         if model is not None:
             warn("the weights are random: the bundle shows wiring and speed, not pictures")
         bundle = export_bundle(
@@ -79,37 +77,6 @@ def cli(
     for line in _summary(bundle):
         click.echo(line, err=True)
     click.echo(str(bundle))
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Progress, Callable[[str], None]]]:
-    """A bar for each component on a terminal; elsewhere a line for each activity."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.fields[component]:<20}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-        last: dict[str, str] = {}
-
-        def progress(component: str, doing: str, share: float) -> None:
-            if component not in tasks:
-                tasks[component] = bars.add_task(doing, total=1.0, component=component)
-            bars.update(tasks[component], description=doing, completed=share)
-            if not console.is_terminal and last.get(component) != doing:
-                click.echo(f"{component}: {doing}", err=True)
-            last[component] = doing
-
-        def say(text: str) -> None:
-            console.print(text, highlight=False, soft_wrap=True)
-
-        yield progress, say
 
 
 def _summary(bundle: Path) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,14 @@ import click
 
 import gentron
 from gentron.cli.common import Size, run_command, say, warn
+from gentron.cli.progress import component_bars
+from gentron.contract import PRECISIONS
 from gentron.errors import RequestError
 
+PRECISION_NAMES = {compute: name for name, compute in PRECISIONS.items()}
+
 if TYPE_CHECKING:
+    from gentron.engines.store import EngineStore
     from gentron.runtime.pipeline import Generation, Pipeline
     from gentron.runtime.result import Result
 
@@ -40,6 +46,12 @@ def cli() -> None:
 @click.option("--size", type=Size(), help="Pixels, such as 128x128.")
 @click.option("--backend", help="See gentron-run doctor.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), help="Of the graphs to run.")
+@click.option("--engines", type=click.Path(path_type=Path), help="Folder of gentron-build -o.")
+@click.option("--engines-sha256", metavar="HEX", help="What gentron-build printed for it.")
+@click.option("--no-build", is_flag=True, help="Refuse where an engine is missing.")
+@click.option("--profile", "profiles", multiple=True, metavar="NAME=RANGE,...",
+              help="Shapes to compile for, as for gentron-build.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), help="Of the processor [all cores].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
 def image(
     prompt: str | None,
@@ -49,15 +61,21 @@ def image(
     like: Path | None,
     backend: str | None,
     precision: str | None,
+    engines: Path | None,
+    engines_sha256: str | None,
+    no_build: bool,
+    profiles: tuple[str, ...],
+    threads: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Draw PROMPT."""
-    from gentron.runtime import Pipeline
+    from gentron.engines.options import engine_store
     from gentron.runtime.image_file import check_target, read_metadata
     from gentron.runtime.repeat import engines_of
 
     given = {name: value for name, value in options.items() if value is not None}
+    store = partial(engine_store, engines, engines_sha256, build=not no_build)
     if sum(source is not None for source in (prompt, prompts, like)) != 1:
         raise RequestError("prompt", "give exactly one of PROMPT, --prompts FILE, --like FILE")
     if like is not None:
@@ -68,17 +86,18 @@ def image(
         check_target(output, 1)
         metadata = read_metadata(like)
         before = engines_of(metadata).get("denoiser", {})
-        with Pipeline.load(
+        with _load(
             str(metadata.get("bundle")) if bundle is None else bundle,
-            backend=before.get("backend") if backend is None else backend,
-            precision=precision or {"float16": "fp16"}.get(before.get("precision", ""), "fp32"),
-        ) as pipe:
+            before.get("backend") if backend is None else backend,
+            precision or PRECISION_NAMES.get(before.get("precision", ""), "fp32"),
+            profiles, store(), threads,
+        ) as pipe:  # fmt: skip
             _repeat(pipe, metadata, output, as_json)
         return
     wanted = [prompt] if prompt is not None else _read_prompts(prompts)
     check_target(output, len(wanted) * options["batch"] if options["batch"] else len(wanted))
-    with Pipeline.load(
-        "emoji" if bundle is None else bundle, backend=backend, precision=precision
+    with _load(
+        "emoji" if bundle is None else bundle, backend, precision, profiles, store(), threads
     ) as pipe:
         for one in wanted:
             assert one is not None
@@ -87,6 +106,31 @@ def image(
             result = generation.result()
             for row in range(len(result.images)):
                 _save(result, row, output, as_json)
+
+
+def _load(
+    bundle: str,
+    backend: str | None,
+    precision: str | None,
+    profiles: tuple[str, ...],
+    store: EngineStore,
+    threads: int | None,
+) -> Pipeline:
+    """Behind progress bars where something has to be built; says which backend it chose."""
+    from gentron.engines.options import EngineOptions
+    from gentron.runtime import Pipeline
+
+    with component_bars() as (progress, _):
+        pipe = Pipeline.load(
+            bundle,
+            backend=backend,
+            precision=precision,
+            profiles=profiles,
+            options=EngineOptions(store=store, threads=threads or 0, report=progress),
+        )
+    if backend is None:
+        click.echo(f"backend {pipe.backend.describe()}", err=True)
+    return pipe
 
 
 @cli.command()

@@ -105,13 +105,13 @@ class EngineCache(EngineStore):
                 continue
             yield folder.name, _problem(folder, anew=True)
 
-    def prune(self, *, budget: int | None = None, everything: bool = False) -> list[Removed]:
+    def prune(self, *, budget: int | None = None) -> list[Removed]:
         """Removes what was set aside or left behind, then the engines used longest ago, until the
         rest fits the budget."""
         removed = list(self._remove_leftovers())
         entries = sorted(self.entries(), key=_last_used)
         total = sum(entry.size for entry in entries)
-        allowed = 0 if everything else self.budget if budget is None else budget
+        allowed = self.budget if budget is None else budget
         for entry in entries:
             if total <= allowed:
                 break
@@ -139,7 +139,8 @@ class EngineCache(EngineStore):
             for file in sorted(building.iterdir()):
                 _sync(file)
                 files[file.name] = StoredFile(read_digest(file).sha256, file.stat().st_size)
-            entry = Entry(building, key, files, facts, time.monotonic() - started, time.time())
+            seconds, now = round(time.monotonic() - started, 3), round(time.time(), 3)
+            entry = Entry(building, key, files, facts, seconds, now)
             (building / ENTRY).write_text(entry.to_json(), "utf-8")
             _sync(building / ENTRY)
             _sync(building)

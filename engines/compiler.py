@@ -14,13 +14,10 @@ from typing import Any
 
 from gentron.engines.base import Graph
 from gentron.engines.profile import Profile
+from gentron.errors import RequestError
 
 Facts = dict[str, Any]  # JSON values
 Report = Callable[[str, float], None]  # (what is being done, share done from 0 to 1)
-
-
-def silent(doing: str, share: float) -> None:
-    """A `Report` for callers that show nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,27 @@ class Job:
 
 
 class Compiler(ABC):
-    """One per backend that has something to compile ahead of time."""
+    """One per backend. Needs no device to compile for, unless it says so."""
 
     backend: str
+    precisions: tuple[str, ...]  # that its engines can compute in, the default first
+
+    def graph_precision(self, precision: str) -> str:
+        """Which of a bundle's graphs becomes an engine of `precision`; raises RequestError."""
+        if precision not in self.precisions:
+            raise RequestError(
+                "precision",
+                f"{self.backend} compiles {' or '.join(self.precisions)}, not {precision}",
+            )
+        return precision
+
+    def jobs(self, graph: Graph, precision: str, targets: Sequence[str] = ()) -> list[Job]:
+        """The engines that one graph becomes: one for all its profiles, unless overridden."""
+        return [Job(graph, precision, graph.profiles, tuple(targets))]
+
+    def prover(self, job: Job) -> Callable[[Path], Facts] | None:  # noqa: ARG002
+        """Runs a fresh engine's files against the golden probes; None where it cannot run."""
+        return None
 
     @abstractmethod
     def identity(self, job: Job) -> Mapping[str, Any]:

@@ -8,15 +8,23 @@ from pathlib import PurePosixPath
 
 from gentron.bundle import Bundle
 from gentron.engines.base import Graph
-from gentron.engines.profile import Declaration, default_declaration
+from gentron.engines.profile import Declaration, default_declaration, parse_declaration
+
+
+def declarations(bundle: Bundle, profiles: Sequence[str]) -> list[Declaration]:
+    """What `--profile` says, in words of this bundle; raises RequestError. Empty for defaults."""
+    config, factor = bundle.config, bundle.vae_factor
+    default = default_declaration(config, factor, steps=bundle.manifest.defaults.steps)
+    return [parse_declaration(text, default, config, factor) for text in profiles]
 
 
 def bundle_graph(
-    bundle: Bundle, name: str, precision: str, declarations: Sequence[Declaration] = ()
+    bundle: Bundle, name: str, precision: str, declared: Sequence[Declaration] = ()
 ) -> Graph:
     """The component's graph in one precision; raises BundleError if the bundle has none."""
     component, factor = bundle.components[name], bundle.vae_factor
-    declared = declarations or [
+    flexible = not declared
+    declared = declared or [
         default_declaration(bundle.config, factor, steps=bundle.manifest.defaults.steps)
     ]
     profiles = [d.profile(component, factor) for d in declared]
@@ -29,7 +37,7 @@ def bundle_graph(
         digest=_digest(bundle, name, precision),
         probes=bundle.path / probes if probes else None,
         profiles=tuple(p for i, p in enumerate(profiles) if p not in profiles[:i]),
-        flexible=not declarations,
+        flexible=flexible,
     )
 
 

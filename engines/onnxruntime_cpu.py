@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from gentron.engines.options import EngineOptions
 from gentron.errors import BackendError
 
 CPU = "CPUExecutionProvider"
+OPTIMISED = "engine.onnx"
 
 
 def import_onnxruntime() -> Any:
@@ -65,7 +67,8 @@ class HostCall(Call):
 
 
 class OnnxRuntimeEngine(Engine):
-    def __init__(self, graph: Graph, threads: int):
+    def __init__(self, graph: Graph, threads: int, optimised: Path | None = None):
+        """`optimised` is what `OnnxRuntimeCompiler` made of the graph, if it did."""
         ort = import_onnxruntime()
         component = graph.component
         self.component, self.compute = component, graph.compute
@@ -73,10 +76,13 @@ class OnnxRuntimeEngine(Engine):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if optimised is not None:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        file = optimised or graph.file
         try:
-            self._session = ort.InferenceSession(str(graph.file), options, providers=[CPU])
+            self._session = ort.InferenceSession(str(file), options, providers=[CPU])
         except Exception as error:  # ONNX Runtime's own classes share no useful base
-            raise BackendError(f"onnxruntime: {component.name} ({graph.file}): {error}") from error
+            raise BackendError(f"onnxruntime: {component.name} ({file}): {error}") from error
         if self._session.get_providers()[0] != CPU:
             raise BackendError(f"onnxruntime: asked for {CPU}, got {self._session.get_providers()}")
         found = [value.name for value in self._session.get_inputs()]
@@ -112,7 +118,7 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, options: EngineOptions | None = None):
         import_onnxruntime()
-        self._threads = options.threads if options else 0
+        self._options = options or EngineOptions()
         self._lock = threading.Lock()
 
     def describe(self) -> str:
@@ -120,8 +126,19 @@ class OnnxRuntimeBackend(Backend):
 
     def load(self, graph: Graph, precision: str) -> Engine:
         assert graph.precision == self.graph_precision(precision)
+        from gentron.engines.onnxruntime_compiler import OnnxRuntimeCompiler
+
+        compiler, store = OnnxRuntimeCompiler(self._options), self._options.store
         with self._lock:
-            return OnnxRuntimeEngine(graph, self._threads)
+            if graph.digest:
+                (job,) = compiler.jobs(graph, precision)
+                if entry := store.find(job, compiler):
+                    try:
+                        optimised = entry.file(OPTIMISED)
+                        return OnnxRuntimeEngine(graph, self._options.threads, optimised)
+                    except BackendError as error:
+                        store.reject(entry, str(error))
+            return OnnxRuntimeEngine(graph, self._options.threads)
 
     def close(self) -> None:
         pass

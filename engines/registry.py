@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gentron.engines.base import Backend
+from gentron.engines.compiler import Compiler
 from gentron.engines.options import EngineOptions
 from gentron.errors import BackendError, RequestError
+
+
+def _tensorrt_compiler(options: EngineOptions) -> Compiler:
+    from gentron.engines.trt_build import TensorRtCompiler
+
+    return TensorRtCompiler("tensorrt", options)
+
+
+def _rtx_compiler(options: EngineOptions) -> Compiler:
+    from gentron.engines.trt_build import TensorRtCompiler
+
+    return TensorRtCompiler("tensorrt-rtx", options)
+
+
+def _openvino_compiler(options: EngineOptions) -> Compiler:
+    from gentron.engines.openvino_compiler import OpenVinoCompiler
+
+    return OpenVinoCompiler(options)
+
+
+def _onnxruntime_compiler(options: EngineOptions) -> Compiler:
+    from gentron.engines.onnxruntime_compiler import OnnxRuntimeCompiler
+
+    return OnnxRuntimeCompiler(options)
+
+
+COMPILERS: dict[str, Callable[[EngineOptions], Compiler]] = {
+    "tensorrt": _tensorrt_compiler,
+    "tensorrt-rtx": _rtx_compiler,
+    "openvino": _openvino_compiler,
+    "onnxruntime": _onnxruntime_compiler,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +65,7 @@ def _onnxruntime(options: EngineOptions) -> Backend:
     return OnnxRuntimeBackend(options)
 
 
+VARIABLE = "GENTRON_BACKEND"
 # In the order in which they are preferred.
 BACKENDS: dict[str, Callable[[EngineOptions], Backend]] = {
     "openvino": _openvino,
@@ -39,11 +74,12 @@ BACKENDS: dict[str, Callable[[EngineOptions], Backend]] = {
 
 
 def backend_named(name: str | None, options: EngineOptions | None = None) -> Backend:
-    """The backend of that name, or else the first that is usable here.
+    """The backend of that name, or of the variable GENTRON_BACKEND, or the first usable here.
 
     Raises RequestError for an unknown name, BackendError for one that cannot run here.
     """
     options = options or EngineOptions()
+    name = os.environ.get(VARIABLE) or None if name is None else name
     if name is not None:
         if name not in BACKENDS:
             raise RequestError("backend", f"unknown backend {name!r}; one of {', '.join(BACKENDS)}")
@@ -55,6 +91,14 @@ def backend_named(name: str | None, options: EngineOptions | None = None) -> Bac
         except BackendError as error:
             reasons.append(str(error))
     raise BackendError(f"no backend can run here: {'; '.join(reasons)}")
+
+
+def compiler_named(name: str, options: EngineOptions | None = None) -> Compiler:
+    """What compiles for that backend; raises RequestError for an unknown name, BackendError where
+    its packages are missing."""
+    if name not in COMPILERS:
+        raise RequestError("backend", f"unknown backend {name!r}; one of {', '.join(COMPILERS)}")
+    return COMPILERS[name](options or EngineOptions())
 
 
 def backend_reports() -> list[BackendReport]:

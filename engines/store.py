@@ -126,8 +126,8 @@ class Entry:
             "key": self.key.to_dict(),
             "files": {name: vars(file) for name, file in sorted(self.files.items())},
             "facts": self.facts,
-            "seconds": round(self.seconds, 3),
-            "created": round(self.created, 3),
+            "seconds": self.seconds,
+            "created": self.created,
         }
         return json.dumps(values, indent=1) + "\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gentron.bundle import Bundle, Verify
-from gentron.engines import Backend, Engine, backend_named
-from gentron.engines.graphs import bundle_graph
+from gentron.engines import Backend, Engine, EngineOptions, backend_named, bundle_graph
+from gentron.engines.graphs import declarations
 from gentron.errors import BackendError, NonFiniteError, RequestError
 from gentron.guidance import guidance_branches
 from gentron.latents import latent_size, to_uint8
@@ -43,17 +43,21 @@ class Pipeline:
         bundle: Bundle,
         backend: Backend,
         precision: str | None = None,
-        decoder_precision: str = "fp32",
+        decoder_precision: str | None = None,
+        profiles: Sequence[str] = (),
     ):
         self.bundle, self.backend = bundle, backend
         precision = precision or backend.precisions[0]
+        declared = declarations(bundle, profiles)
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
         try:
             bundle.check_complete()
             for name in bundle.components:
-                wanted = decoder_precision if name == "vae_decoder" else precision
-                graph = bundle_graph(bundle, name, backend.graph_precision(wanted))
+                wanted = precision
+                if name == "vae_decoder":
+                    wanted = decoder_precision or backend.precisions[0]
+                graph = bundle_graph(bundle, name, backend.graph_precision(wanted), declared)
                 self._engines[name] = backend.load(graph, wanted)
             self._text = TextStage(bundle, self._engines)
         except BaseException:
@@ -67,20 +71,25 @@ class Pipeline:
         *,
         backend: str | None = None,
         precision: str | None = None,
-        decoder_precision: str = "fp32",
+        decoder_precision: str | None = None,
         verify: Verify = "remembered",
+        profiles: Sequence[str] = (),
+        options: EngineOptions | None = None,
     ) -> Pipeline:
         """Opens a bundle by packaged name or folder.
 
-        `backend` is a name of `gentron-run doctor`; `precision` fp32 or fp16, the backend's own
-        choice by default. The decoder has its own, because autoencoders often overflow float16.
-        `verify` says how files are checked: "remembered" reads those that could have changed since
-        they were last checked, "all" every one, "sizes" none. Raises BundleError for a missing,
-        damaged, newer or partial bundle, RequestError for an unknown backend, BackendError for one
-        that cannot run here.
+        `backend` is a name of `gentron-run doctor`, the first usable one by default; `precision`
+        fp32, bf16 or fp16, the backend's own choice by default. The decoder has its own, because
+        many autoencoders overflow float16. `verify` says how files are checked: "remembered" reads
+        those that could have changed since they were last checked, "all" every one, "sizes" none.
+        `profiles` are shapes to compile for, as gentron-build takes them; `options` say where
+        engines come from and how many threads they use. Raises BundleError for a missing, damaged,
+        newer or partial bundle, RequestError for an unknown backend or profile, BackendError for
+        a backend that cannot run here.
         """
-        made = backend_named(backend)
-        return cls(Bundle.open(bundle, verify=verify), made, precision, decoder_precision)
+        opened = Bundle.open(bundle, verify=verify)
+        made = backend_named(backend, options)
+        return cls(opened, made, precision, decoder_precision, profiles)
 
     @property
     def path(self) -> Path:

@@ -34,10 +34,12 @@ def _sources_digest() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty cache folder for the run and its subprocesses, instead of the user's own."""
+    """An empty cache folder for the run and its subprocesses, instead of the user's own; and one
+    backend, whatever else is installed, for tests that name none."""
     folder = tmp_path_factory.mktemp("cache-home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("GENTRON_BACKEND", "onnxruntime")
         yield folder
 
 

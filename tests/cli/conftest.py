@@ -20,8 +20,7 @@ import pytest
 from gentron.cli import export as export_command
 from gentron.cli import run as run_module
 from gentron.cli.common import run_command
-from gentron.contract import Component
-from gentron.engines import Engine
+from gentron.engines import Engine, Graph
 from gentron.engines.onnxruntime_cpu import OnnxRuntimeBackend
 from gentron.weights import stored_tensors
 
@@ -53,12 +52,12 @@ def warm(
     """Compiles the engines of the shared bundle once: that is most of a short command's time."""
     compile_engine = OnnxRuntimeBackend.load
 
-    def load(backend: OnnxRuntimeBackend, component: Component, graph: Path, *rest: Any) -> Engine:
-        if not graph.is_relative_to(tiny_bundle):
-            return compile_engine(backend, component, graph, *rest)
-        key = (graph, *rest)
+    def load(backend: OnnxRuntimeBackend, graph: Graph, precision: str) -> Engine:
+        if not graph.file.is_relative_to(tiny_bundle):
+            return compile_engine(backend, graph, precision)
+        key = (graph.file, precision)
         if key not in kept_engines:
-            kept_engines[key] = compile_engine(backend, component, graph, *rest)
+            kept_engines[key] = compile_engine(backend, graph, precision)
             vars(kept_engines[key])["close"] = lambda: None
         return kept_engines[key]
 

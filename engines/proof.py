@@ -1,0 +1,37 @@
+"""A freshly compiled engine against its graph's golden probes, before anything else may use it."""
+
+from __future__ import annotations
+
+from gentron.agreement import compare
+from gentron.contract import PRECISIONS
+from gentron.engines.base import Engine, Graph
+from gentron.engines.compiler import Facts
+from gentron.engines.profile import Profile, contains
+from gentron.errors import BackendError
+from gentron.probe import in_compute_type, load_probes, probe_inputs
+
+
+def prove(engine: Engine, graph: Graph, precision: str, profile: Profile | None = None) -> Facts:
+    """Runs the probes that lie within the profile; says how many, and the worst error.
+
+    Raises BackendError that names component, output and error where torch computed otherwise.
+    """
+    component, worst, passed = graph.component, 0.0, 0
+    for case, reference in load_probes(graph.probes) if graph.probes else ():
+        if profile is not None and not contains(profile, case.sizes):
+            continue
+        feeds = in_compute_type(component, probe_inputs(component, case), engine.compute)
+        found = compare(
+            component, PRECISIONS[precision], case, engine.run(feeds), reference,
+            f"{engine.info.backend} {engine.info.version}",
+        )  # fmt: skip
+        for agreement in found:
+            if not agreement.passed:
+                raise BackendError(
+                    f"{engine.info.backend}: the compiled {component.name} is not what torch "
+                    f"computes: {agreement.output} is off by {agreement.max_relative:.1e} of its "
+                    f"range in {precision}; use another --precision or --backend, and tell us"
+                )
+            worst = max(worst, agreement.max_relative)
+        passed += 1
+    return {"probes": {"passed": passed, "worst_relative": worst}}
