@@ -60,6 +60,7 @@ def cli(
     folder that runs on other machines: gentron-run --engines DIR --engines-sha256 HEX.
     """
     from gentron.engines.cache import EngineCache
+    from gentron.engines.folder import check_new, write_folder
 
     manages = [list_engines, verify, prune]
     if sum(manages) + (bundle is not None) != 1:
@@ -74,14 +75,14 @@ def cli(
         return _prune(EngineCache(), budget)
     if backend is None:
         raise RequestError("backend", f"name one of {', '.join(BACKENDS)} with --backend")
+    if output is not None:
+        check_new(output)
     assert bundle is not None
     wanted = tuple(filter(None, (t.strip() for t in (targets or "").split(","))))
     built = build(bundle, backend, targets=wanted, profiles=profiles, components=components,
                   precision=precision)  # fmt: skip
     sha256 = None
     if output is not None:
-        from gentron.engines.folder import write_folder
-
         sha256 = write_folder(output, (b.entry for b in built))
     if as_json:
         found = {"engines": [_facts(b) for b in built]}
@@ -90,7 +91,7 @@ def cli(
         say(json.dumps(found, indent=1))
         return None
     for b in built:
-        say(_line(b))
+        say(line_of(b))
     if output is not None:
         say(f"use them: gentron-run image PROMPT -m {bundle} --backend {backend} "
             f"--engines {output} --engines-sha256 {sha256}")  # fmt: skip
@@ -130,7 +131,7 @@ def build(
         return list(build_engines(jobs, compiler, options))
 
 
-def _line(built: Built) -> str:
+def line_of(built: Built) -> str:
     entry = built.entry
     how = f"built in {entry.seconds:.1f} s" if entry.fresh else "was built before"
     shapes = "; ".join(

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 import gentron
+from gentron.cli.build import BACKENDS, build, line_of
 from gentron.cli.common import run_command, warn
 from gentron.cli.progress import component_bars
 from gentron.contract import PRECISIONS
@@ -29,6 +30,9 @@ from gentron.errors import RequestError
               help="Export this component; repeatable [all].")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with an export that was interrupted.")
 @click.option("--shard-size", type=int, help="Largest weight file in bytes [5000000000].")
+@click.option("--build", "backend", type=click.Choice(BACKENDS), help="Then also gentron-build.")
+@click.option("--profile", "profiles", multiple=True, metavar="NAME=RANGE,...",
+              help="Shapes for --build; repeatable.")  # fmt: skip
 @click.option("--list", "list_presets", is_flag=True, help="List the presets and stop.")
 @click.version_option(gentron.__version__)
 def cli(
@@ -38,6 +42,8 @@ def cli(
     only: tuple[str, ...],
     resume: bool,
     shard_size: int | None,
+    backend: str | None,
+    profiles: tuple[str, ...],
     list_presets: bool,
     **precisions: bool,
 ) -> None:
@@ -51,6 +57,8 @@ def cli(
         for spec in PRESETS.values():
             click.echo(f"{spec.name:<18} {spec.note}")
         return
+    if profiles and backend is None:
+        raise RequestError("profile", "is for engines: add --build BACKEND")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
@@ -76,6 +84,9 @@ def cli(
         )
     for line in _summary(bundle):
         click.echo(line, err=True)
+    if backend is not None:
+        for built in build(bundle, backend, profiles=profiles, components=only):
+            click.echo(line_of(built), err=True)
     click.echo(str(bundle))
 
 

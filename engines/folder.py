@@ -103,8 +103,7 @@ def write_folder(folder: Path, entries: Iterable[Entry]) -> str:
     Raises OutputError if something is there already. The manifest comes last, so that a copy that
     was stopped is no folder of engines.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: is there already and not empty; name a new folder")
+    check_new(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         engines = {}
@@ -122,6 +121,12 @@ def write_folder(folder: Path, entries: Iterable[Entry]) -> str:
             "enough space"
         ) from error
     return hashlib.sha256(text).hexdigest()
+
+
+def check_new(folder: Path) -> None:
+    """Raises OutputError unless `folder` is empty or not there; ask before a long build."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: is there already and not empty; name a new folder")
 
 
 def check_sha256(text: str) -> str:

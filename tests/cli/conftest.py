@@ -88,6 +88,14 @@ def _in_process(
 
 
 @pytest.fixture
+def in_process(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[[str, click.Command], Command]:
+    """Another command: `in_process("gentron-build", cli)`."""
+    return lambda name, command: _in_process(name, command, monkeypatch, capfd)
+
+
+@pytest.fixture
 def gentron_run(
     desk: Path, warm: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Command:
