@@ -75,18 +75,8 @@ def test_a_bundle_is_built_once_listed_verified_and_pruned(gentron_build, tiny_b
 
 
 def test_one_component_in_one_precision(gentron_build, tiny_bundle):
-    (engine,) = engines_of(
-        gentron_build(
-            tiny_bundle,
-            "--backend",
-            "onnxruntime",
-            "--component",
-            "denoiser",
-            "--precision",
-            "fp16",
-            "--json",
-        )  # fmt: skip
-    )
+    given = ("--backend", "onnxruntime", "--component", "denoiser", "--precision", "fp16")
+    (engine,) = engines_of(gentron_build(tiny_bundle, *given, "--json"))
     assert (engine["component"], engine["key"]["precision"]) == ("denoiser", "fp16")
 
 
