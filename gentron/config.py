@@ -13,6 +13,7 @@ from gentron.errors import BundleError
 
 TextFamily = Literal["clip", "t5", "bert"]
 Injection = Literal["cross_attention", "adaln"]
+AdaLN = Literal["per_block", "shared"]
 
 
 def _check_counts(owner: object, *names: str) -> None:
@@ -33,6 +34,11 @@ class TextConfig:
     gives_pooled: bool = False
     # The paper is silent; PixArt masks padding, Stable Diffusion (CLIP) attends to it.
     attend_padding: bool = False
+    # A two-layer MLP to the transformer's width before the key and value projections (PixArt).
+    # The paper's cross-attention takes the encoder's own width.
+    projected: bool = False
+    # Prompts are lower-cased and stripped before they become tokens (PixArt's pipelines).
+    lower_case: bool = False
 
     def __post_init__(self) -> None:
         if self.family not in ("clip", "t5", "bert"):
@@ -62,6 +68,12 @@ class GenTronConfig:
     qk_norm: bool = False
     # DiT's cross-attention variant normalises the query stream, PixArt does not; paper silent.
     cross_attention_norm: bool = True
+    # "per_block": each block has its own projection of the condition (section 3.2). "shared": one
+    # for all blocks, plus a table for each; the final norm has a table alone (PixArt's
+    # adaLN-single, arXiv 2310.00426, section 2.3).
+    adaln: AdaLN = "per_block"
+    # The picture's height, width and their ratio are added to the time code (PixArt-alpha 1024).
+    size_conditioning: bool = False
     time_features: int = 256  # DiT
     # Position codes span base_grid / interpolation units whatever the size (PixArt's rule).
     position_base: int = 32
@@ -77,6 +89,12 @@ class GenTronConfig:
         if self.injection not in ("cross_attention", "adaln"):
             raise BundleError(
                 f"config: injection {self.injection!r} is not one of cross_attention, adaln"
+            )
+        if self.adaln not in ("per_block", "shared"):
+            raise BundleError(f"config: adaln {self.adaln!r} is not one of per_block, shared")
+        if self.size_conditioning and self.width % 3:
+            raise BundleError(
+                f"config: width {self.width} must be a multiple of 3 for size_conditioning"
             )
         sides = self.side_range
         if (

@@ -165,6 +165,8 @@ def _conditioner(config: GenTronConfig) -> Component:
     inputs = [TensorSpec("timesteps", "float32", ("T",))]
     if config.pooled_width:
         inputs.append(TensorSpec("pooled", "float32", ("T", config.pooled_width)))
+    if config.size_conditioning:
+        inputs.append(TensorSpec("size", "float32", ("T", 2)))  # height and width in pixels
     return Component(
         "conditioner",
         folder="transformer",

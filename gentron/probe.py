@@ -68,6 +68,8 @@ def _input(spec: TensorSpec, case: ProbeCase, index: int) -> Array:
         values = np.abs(values) * 1000 // 1 % case.sizes[INDEX_AXES[spec.name]]
     elif spec.name == "timesteps":
         values = 1000 / (1 + np.exp(-2 * values))
+    elif spec.name == "size":
+        values = 64 * (1 + np.abs(values) * 1000 // 1 % 16)  # 64 to 1024 pixels
     elif spec.name.startswith("mask_"):
         values = _first_tokens(shape)
     elif spec.name.startswith("text_bias_"):

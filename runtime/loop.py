@@ -38,9 +38,11 @@ class DenoiseLoop:
         engines: Mapping[str, Engine],
         samples: Sequence[Sample],
         latent_shape: tuple[int, int, int, int],
+        size: tuple[int, int] | None = None,
     ):
-        """latent_shape is (F, C, h, w). Computes the conditioning tables."""
-        self.samples, self.shape = list(samples), latent_shape
+        """latent_shape is (F, C, h, w); size is (H, W) in pixels, for models conditioned on it.
+        Computes the conditioning tables."""
+        self.samples, self.shape, self._size = list(samples), latent_shape, size
         self.conditioning = Conditioning(samples, pooled=config.pooled_width > 0)
         self.total = max(sample.steps for sample in samples)
         self.calls = 0  # of the denoiser engine
@@ -96,6 +98,9 @@ class DenoiseLoop:
             feeds = {"timesteps": np.asarray([time for _, time in part], np.float32)}
             if config.pooled_width:
                 feeds["pooled"] = np.stack([_pooled(text.pooled) for text, _ in part])
+            if config.size_conditioning:
+                assert self._size is not None
+                feeds["size"] = np.tile(np.asarray(self._size, np.float32), (len(part), 1))
             chunks.append(engines["conditioner"].run(feeds))
             self.condition_calls += 1
         tables |= {name: np.concatenate([c[name] for c in chunks]) for name in chunks[0]}

@@ -270,7 +270,13 @@ class Generation:
             for k in range(settings.batch)
         ]
         with clock.stage("condition") as counts:
-            loop = DenoiseLoop(pipeline.bundle.config, pipeline._engines, samples, self._shape)
+            loop = DenoiseLoop(
+                pipeline.bundle.config,
+                pipeline._engines,
+                samples,
+                self._shape,
+                (settings.height, settings.width),
+            )
             counts["calls"] = loop.condition_calls
         self._loop = loop
         seconds = 0.0

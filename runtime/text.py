@@ -40,7 +40,9 @@ class TextStage:
         self._config = bundle.config
         self._engines = [engines[text_encoder_name(i)] for i in range(len(bundle.config.text))]
         self._tokenizers = [
-            PromptTokenizer(bundle.path / tokenizer_file(i), text.max_tokens)
+            PromptTokenizer(
+                bundle.path / tokenizer_file(i), text.max_tokens, lower_case=text.lower_case
+            )
             for i, text in enumerate(bundle.config.text)
         ]
         self._cache: OrderedDict[str, EncodedText] = OrderedDict()

@@ -19,10 +19,15 @@ class Tokens:
 
 
 class PromptTokenizer:
-    """Cuts and pads to `max_tokens`, as the file itself is set up to; safe to share by threads."""
+    """Cuts and pads to `max_tokens`, as the file itself is set up to; safe to share by threads.
 
-    def __init__(self, file: Path, max_tokens: int):
+    `lower_case` lower-cases and strips the prompt first, as PixArt's pipelines do.
+    """
+
+    def __init__(self, file: Path, max_tokens: int, *, lower_case: bool = False):
         from tokenizers import Tokenizer
+
+        self._lower_case = lower_case
 
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
@@ -38,6 +43,8 @@ class PromptTokenizer:
                 )
 
     def __call__(self, prompt: str) -> Tokens:
+        if self._lower_case:
+            prompt = prompt.lower().strip()
         encoding = self._tokenizer.encode(prompt)
         lost = ""
         if encoding.overflowing:

@@ -13,6 +13,7 @@ from gentron.model.layers import (
     Mlp,
     SelfAttention,
     TemporalAttention,
+    at_least_float32,
     grid_code,
     layer_norm,
     modulate,
@@ -110,7 +111,7 @@ class Denoiser(nn.Module):
                 text = table.flatten(0, 1).index_select(0, page), biases[encoder]
             x = block(x, rows[:, index], text, motion)
         shift, scale = final_modulation.index_select(0, row_modulation)[:, :, None, None].unbind(1)
-        out = self.final(modulate(layer_norm(x.float()), shift, scale))
+        out = self.final(modulate(layer_norm(at_least_float32(x)), shift, scale))
         return rearrange(out, "r f (y x) (p q c) -> r f c (y p) (x q)", p=p, q=p, y=height, x=width)
 
     def _frame_code(self, frames: int) -> Tensor:

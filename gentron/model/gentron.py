@@ -14,7 +14,7 @@ from gentron.model.denoiser import Denoiser
 
 # Names of what `GenTron.initialise` sets to zero.
 ZERO_INITIALISED = re.compile(
-    r"(adaln\.\d+|(cross|temporal)\.to_out|(conditioner|denoiser)\.final)\."
+    r"(adaln\.\d+|conditioner\.shared|(cross|temporal)\.to_out|(conditioner|denoiser)\.final)\."
 )
 RANDOM_STD = 0.02  # DiT's embeddings
 
@@ -40,17 +40,16 @@ class GenTron(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for embedder in (self.conditioner.time, self.conditioner.text):
-            if embedder is not None:
-                nn.init.normal_(embedder.inner.weight, std=RANDOM_STD)
-                nn.init.normal_(embedder.outer.weight, std=RANDOM_STD)
+        for embedder in self.conditioner.embedders():
+            nn.init.normal_(embedder.inner.weight, std=RANDOM_STD)
+            nn.init.normal_(embedder.outer.weight, std=RANDOM_STD)
         for module in self.zero_initialised():
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
         return self
 
-    def zero_initialised(self) -> list[nn.Linear]:
-        zero: list[nn.Linear] = [*self.conditioner.adaln, self.conditioner.final]
+    def zero_initialised(self) -> list[nn.Module]:
+        zero: list[nn.Module] = self.conditioner.modulation_layers()
         for block in self.denoiser.blocks:
             zero += [layer.to_out for layer in (block.cross, block.temporal) if layer is not None]
         return [*zero, self.denoiser.final]
@@ -63,10 +62,12 @@ class GenTron(nn.Module):
         mask: list[Tensor],
         pooled: Tensor | None = None,
         motion_free: Tensor | None = None,
+        size: Tensor | None = None,
     ) -> Tensor:
-        """Prediction for each row: latents [R, F, C, h, w], timesteps [R], texts [R, L_i, W_i]."""
+        """Prediction for each row: latents [R, F, C, h, w], timesteps [R], texts [R, L_i, W_i],
+        size [R, 2], height and width in pixels."""
         rows = torch.arange(latents.shape[0], device=latents.device)
-        modulation, final_modulation = self.conditioner(timesteps, pooled)
+        modulation, final_modulation = self.conditioner(timesteps, pooled, size)
         tables = [] if self.config.injection == "adaln" else self.text_projection(hidden, mask)
         if self.config.temporal and motion_free is None:
             motion_free = torch.zeros_like(rows, dtype=torch.bool)

@@ -26,12 +26,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
     """Softmax attention over the last two axes, [..., heads, length, d].
 
     Written as MatMul, Softmax, MatMul with the query scaled first: the form that every compiler
-    here fuses in 16 bits and also builds in 32. Softmax is float32.
+    here fuses in 16 bits and also builds in 32. Softmax is float32 (in a float64 model, float64).
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
-    return scores.float().softmax(-1).to(v.dtype) @ v
+    return at_least_float32(scores).softmax(-1).to(v.dtype) @ v
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class HeadNorm(nn.LayerNorm):
