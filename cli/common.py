@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import click
 
@@ -41,6 +42,21 @@ def say(line: str) -> None:
 
 def warn(message: str) -> None:
     click.echo(f"warning: {message}", err=True)
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """`8GB`, `500MB`, `12 GiB` -> bytes."""
+
+    name = "BYTES"
+    UNITS: ClassVar = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+                       "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMGT]?I?B?)", str(value).strip().upper())
+        unit = found[2] if found else "?"
+        if found is None or unit not in self.UNITS or not float(found[1]):
+            self.fail(f"{value!r} is not an amount of memory, such as 8GB or 500MB", param, ctx)
+        return int(float(found[1]) * self.UNITS[unit])
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only

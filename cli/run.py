@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import gentron
-from gentron.cli.common import Size, run_command, say, warn
+from gentron.cli.common import Bytes, Size, run_command, say, warn
 from gentron.cli.progress import component_bars
 from gentron.contract import PRECISIONS
 from gentron.errors import RequestError
@@ -51,6 +51,8 @@ def cli() -> None:
 @click.option("--no-build", is_flag=True, help="Refuse where an engine is missing.")
 @click.option("--profile", "profiles", multiple=True, metavar="NAME=RANGE,...",
               help="Shapes to compile for, as for gentron-build.")  # fmt: skip
+@click.option("--max-memory", "memory", type=Bytes(),
+              help="Such as 20GB: load components in turn, free them for each other.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor [all cores].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
 def image(
@@ -65,6 +67,7 @@ def image(
     engines_sha256: str | None,
     no_build: bool,
     profiles: tuple[str, ...],
+    memory: int | None,
     threads: int | None,
     as_json: bool,
     **options: Any,
@@ -90,15 +93,16 @@ def image(
             str(metadata.get("bundle")) if bundle is None else bundle,
             before.get("backend") if backend is None else backend,
             precision or PRECISION_NAMES.get(before.get("precision", ""), "fp32"),
-            profiles, store(), threads,
+            profiles, store(), threads, memory,
         ) as pipe:  # fmt: skip
             _repeat(pipe, metadata, output, as_json)
         return
     wanted = [prompt] if prompt is not None else _read_prompts(prompts)
     check_target(output, len(wanted) * options["batch"] if options["batch"] else len(wanted))
     with _load(
-        "emoji" if bundle is None else bundle, backend, precision, profiles, store(), threads
-    ) as pipe:
+        "emoji" if bundle is None else bundle, backend, precision, profiles, store(), threads,
+        memory,
+    ) as pipe:  # fmt: skip
         for one in wanted:
             assert one is not None
             generation = pipe.stream(one, **given)
@@ -115,6 +119,7 @@ def _load(
     profiles: tuple[str, ...],
     store: EngineStore,
     threads: int | None,
+    memory: int | None,
 ) -> Pipeline:
     """Behind progress bars where something has to be built; says which backend it chose."""
     from gentron.engines.options import EngineOptions
@@ -126,6 +131,7 @@ def _load(
             backend=backend,
             precision=precision,
             profiles=profiles,
+            memory=memory,
             options=EngineOptions(store=store, threads=threads or 0, report=progress),
         )
     if backend is None:

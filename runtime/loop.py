@@ -6,7 +6,8 @@ It knows nothing of guidance, solvers, prompts or devices; those are rows and ta
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from gentron.errors import NonFiniteError
 from gentron.runtime.finite import check_finite, non_finite_message
 from gentron.runtime.sample import Conditioning, Rows, Sample, pack
 
+Tables = dict[str, npt.NDArray[np.generic]]
 MODULATION_CHUNK = 64  # rows per conditioner call: bounds its memory at about 64 MB for G/2
 
 
@@ -48,8 +50,9 @@ class DenoiseLoop:
         self.calls = 0  # of the denoiser engine
         self.condition_calls = 0  # of the text projection and the conditioner
         self.done = 0  # steps finished
-        self._engine = engines["denoiser"]
-        self._tables = self._condition(config, engines)
+        tables = self._condition(config, engines)
+        self._engine = engines["denoiser"]  # last: what came before may have been freed for it
+        self._tables = self._write_tables(tables)
         state = (len(samples), STATE_SLOTS, *latent_shape)
         self._states = [self._engine.buffer(name, state) for name in ("state", "next_state")]
         self._bad = [self._engine.buffer("bad", (len(samples),)) for _ in range(2)]
@@ -59,18 +62,19 @@ class DenoiseLoop:
 
     def run(self) -> Iterator[LoopStep]:
         """One item per step. A non-finite step is noticed while the next one runs."""
-        noisy = False
+        noisy, flags = False, deque[Callable[[], npt.NDArray[np.generic]]]()
         for step in range(self.total):
             started = time.perf_counter()
             calls = self._write_rows(pack(self.samples, step, self.conditioning))
             noisy = self._write_noise(step, noisy)
             calls[step % 2].run()
+            flags.append(self._bad[step % 2].start_read())  # before the next step is queued
             self.calls += 1
             self.done = step + 1
             if step:
-                self._check(step - 1)
+                self._check(step - 1, flags.popleft())
             if step == self.total - 1:
-                self._check(step)
+                self._check(step, flags.popleft())
             yield LoopStep(step, self.total, time.perf_counter() - started)
 
     def latents(self) -> npt.NDArray[np.float32]:
@@ -82,8 +86,8 @@ class DenoiseLoop:
         assert self.done
         return self._states[(self.done - 1) % 2].read(), self._states[self.done % 2].read()
 
-    def _condition(self, config: GenTronConfig, engines: Mapping[str, Engine]) -> dict[str, Buffer]:
-        tables: dict[str, npt.NDArray[np.generic]] = {}
+    def _condition(self, config: GenTronConfig, engines: Mapping[str, Engine]) -> Tables:
+        tables: Tables = {}
         if "text_projection" in engines:
             feeds: dict[str, npt.NDArray[np.generic]] = {}
             for i in range(len(config.text)):
@@ -103,7 +107,9 @@ class DenoiseLoop:
                 feeds["size"] = np.tile(np.asarray(self._size, np.float32), (len(part), 1))
             chunks.append(engines["conditioner"].run(feeds))
             self.condition_calls += 1
-        tables |= {name: np.concatenate([c[name] for c in chunks]) for name in chunks[0]}
+        return tables | {name: np.concatenate([c[name] for c in chunks]) for name in chunks[0]}
+
+    def _write_tables(self, tables: Tables) -> dict[str, Buffer]:
         buffers = {}
         for name, values in tables.items():
             source = "text_projection" if name.startswith("text_") else "conditioner"
@@ -154,8 +160,8 @@ class DenoiseLoop:
             small[name].write(getattr(rows, name))
         return calls
 
-    def _check(self, step: int) -> None:
-        bad = self._bad[step % 2].read()
+    def _check(self, step: int, read: Callable[[], npt.NDArray[np.generic]]) -> None:
+        bad = read()
         if bad.any():
             raise NonFiniteError(
                 non_finite_message(f"denoiser, step {step + 1} of {self.total}, "

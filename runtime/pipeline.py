@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ import numpy.typing as npt
 from gentron.bundle import Bundle, Verify
 from gentron.engines import Backend, Engine, EngineOptions, backend_named, bundle_graph
 from gentron.engines.graphs import declarations
-from gentron.errors import BackendError, NonFiniteError, RequestError
+from gentron.errors import NonFiniteError, RequestError
 from gentron.guidance import guidance_branches
 from gentron.latents import latent_size, to_uint8
 from gentron.noise import check_seed
 from gentron.runtime.finite import check_finite
 from gentron.runtime.loop import DenoiseLoop, LoopStep
 from gentron.runtime.preview import predicted_clean
+from gentron.runtime.residency import Residency, component_bytes
 from gentron.runtime.result import Result, Settings, StageClock
 from gentron.runtime.sample import Sample
 from gentron.runtime.text import TextStage
@@ -45,23 +45,26 @@ class Pipeline:
         precision: str | None = None,
         decoder_precision: str | None = None,
         profiles: Sequence[str] = (),
+        memory: int | None = None,
     ):
         self.bundle, self.backend = bundle, backend
         precision = precision or backend.precisions[0]
-        declared = declarations(bundle, profiles)
-        self._engines: dict[str, Engine] = {}
-        self._lock = threading.Lock()
+        wanted = dict.fromkeys(bundle.components, precision)
+        wanted["vae_decoder"] = decoder_precision or backend.precisions[0]
         try:
             bundle.check_complete()
-            for name in bundle.components:
-                wanted = precision
-                if name == "vae_decoder":
-                    wanted = decoder_precision or backend.precisions[0]
-                graph = bundle_graph(bundle, name, backend.graph_precision(wanted), declared)
-                self._engines[name] = backend.load(graph, wanted)
+            declared = declarations(bundle, profiles)
+            graphs = {
+                name: bundle_graph(bundle, name, backend.graph_precision(chosen), declared)
+                for name, chosen in wanted.items()
+            }
+            sizes = {n: component_bytes(bundle, n, p) for n, p in wanted.items()} if memory else {}
+            self._engines = Residency(
+                lambda name: backend.load(graphs[name], wanted[name]), list(graphs), sizes, memory
+            )
             self._text = TextStage(bundle, self._engines)
         except BaseException:
-            self.close()
+            backend.close()
             raise
 
     @classmethod
@@ -74,6 +77,7 @@ class Pipeline:
         decoder_precision: str | None = None,
         verify: Verify = "remembered",
         profiles: Sequence[str] = (),
+        memory: int | None = None,
         options: EngineOptions | None = None,
     ) -> Pipeline:
         """Opens a bundle by packaged name or folder.
@@ -83,13 +87,15 @@ class Pipeline:
         many autoencoders overflow float16. `verify` says how files are checked: "remembered" reads
         those that could have changed since they were last checked, "all" every one, "sizes" none.
         `profiles` are shapes to compile for, as gentron-build takes them; `options` say where
-        engines come from and how many threads they use. Raises BundleError for a missing, damaged,
-        newer or partial bundle, RequestError for an unknown backend or profile, BackendError for
-        a backend that cannot run here.
+        engines come from and how many threads they use. With a `memory` limit in bytes, components
+        are loaded when their turn comes and freed for each other. Raises BundleError for a
+        missing, damaged, newer or partial bundle, RequestError for an unknown backend or profile,
+        BackendError for a backend that cannot run here, ResourceError if one component alone is
+        over the limit.
         """
         opened = Bundle.open(bundle, verify=verify)
         made = backend_named(backend, options)
-        return cls(opened, made, precision, decoder_precision, profiles)
+        return cls(opened, made, precision, decoder_precision, profiles, memory)
 
     @property
     def path(self) -> Path:
@@ -160,19 +166,11 @@ class Pipeline:
 
     def close(self) -> None:
         """Frees engines, then the backend; idempotent."""
-        with self._lock:
-            engines, self._engines = self._engines, {}
-        for engine in engines.values():
-            engine.close()
+        self._engines.close()
         self.backend.close()
 
     def _engine(self, name: str) -> Engine:
-        self._check_open()
         return self._engines[name]
-
-    def _check_open(self) -> None:
-        if not self._engines:
-            raise BackendError("the pipeline is closed; load the bundle again")
 
     def __enter__(self) -> Pipeline:
         return self
@@ -205,7 +203,7 @@ class Generation:
 
     def __init__(self, pipeline: Pipeline, settings: Settings):
         self._pipeline, self.settings = pipeline, settings
-        pipeline._check_open()
+        pipeline._engines.check_open()
         bundle = pipeline.bundle
         _check_settings(settings)
         height, width = latent_size(
@@ -254,7 +252,7 @@ class Generation:
         with clock.stage("text") as counts:
             needed = [settings.prompt] * any(b.text for b in self._branches)
             needed += [settings.negative] * any(not b.text for b in self._branches)
-            pipeline._check_open()
+            pipeline._engines.check_open()
             encoded = {text.prompt: text for text in pipeline._text.encode(needed)}
             counts["calls"] = len(set(needed) - {""}) * len(pipeline.bundle.config.text)
         self._warn_lost(encoded)
@@ -280,9 +278,10 @@ class Generation:
             counts["calls"] = loop.condition_calls
         self._loop = loop
         seconds = 0.0
-        for step in loop.run():
-            seconds += step.seconds
-            yield self._step(step)
+        with pipeline._engines.pinned("denoiser"):
+            for step in loop.run():
+                seconds += step.seconds
+                yield self._step(step)
         clock.add("denoise", seconds, loop.calls)
         latents = loop.latents()
         if not np.isfinite(latents).all():
@@ -313,7 +312,7 @@ class Generation:
             settings=settings,
             seeds=tuple(settings.seed + k for k in range(settings.batch)),
             stages=tuple(self._clock.reports),
-            components=tuple(engine.info for engine in pipeline._engines.values()),
+            components=pipeline._engines.infos,
             bundle=pipeline.bundle.manifest.name,
             digest=pipeline.bundle.digest,
             weights=pipeline.bundle.manifest.weights,

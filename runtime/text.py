@@ -38,7 +38,7 @@ class TextStage:
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]):
         self._config = bundle.config
-        self._engines = [engines[text_encoder_name(i)] for i in range(len(bundle.config.text))]
+        self._engines = engines
         self._tokenizers = [
             PromptTokenizer(
                 bundle.path / tokenizer_file(i), text.max_tokens, lower_case=text.lower_case
@@ -70,7 +70,8 @@ class TextStage:
     def _run(self, prompt: str) -> EncodedText:
         tokens = [tokenizer(prompt) for tokenizer in self._tokenizers]
         hidden, pooled = [], None
-        for engine, one in zip(self._engines, tokens, strict=True):
+        for index, one in enumerate(tokens):
+            engine = self._engines[text_encoder_name(index)]
             out = engine.run({"input_ids": one.ids[None], "attention_mask": one.mask[None]})
             for values in out.values():
                 check_finite(values, engine.component.name)

@@ -1,0 +1,150 @@
+"""Which engines are in memory: all of them, or under a limit one after the other.
+
+A request uses its components in turn: text encoders, text projection, conditioner, denoiser,
+decoder. Where they do not all fit, each is loaded when its turn comes and those used longest ago
+are freed for it. What the largest needs is known before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from gentron.bundle import Bundle
+from gentron.contract import PRECISIONS, Component
+from gentron.engines import Engine
+from gentron.engines.base import EngineInfo
+from gentron.errors import BackendError, ResourceError
+from gentron.weights import stored_tensors
+
+# An engine's memory by that of its weights: packed copies of some, and room to work.
+ENGINE_FACTOR = 1.3
+ITEM_BYTES = {"bfloat16": 2}
+
+
+def component_bytes(bundle: Bundle, name: str, precision: str) -> int:
+    """An estimate of a loaded component's memory in bytes: its weights in the type that they are
+    computed in, and `ENGINE_FACTOR`."""
+    component, compute = bundle.components[name], PRECISIONS[precision]
+    item = ITEM_BYTES.get(compute) or np.dtype(compute).itemsize
+    tensors = stored_tensors(bundle.path / component.folder)
+    values = sum(math.prod(t.shape) for n, t in tensors.items() if _reads(bundle, component, n))
+    return int(values * item * ENGINE_FACTOR)
+
+
+def _reads(bundle: Bundle, component: Component, tensor: str) -> bool:
+    """Whether a tensor is the component's: those that share a folder have names of their own."""
+    sharing = [c.name for c in bundle.components.values() if c.folder == component.folder]
+    if component.name == "vae_decoder":  # its folder also holds the encoder
+        return not tensor.startswith("encoder.")
+    owner = tensor.partition(".")[0]
+    return len(sharing) == 1 or owner == component.name or owner not in sharing
+
+
+class Residency(Mapping[str, Engine]):
+    """Engines by component name; `limit` in bytes frees those used longest ago."""
+
+    def __init__(
+        self,
+        load: Callable[[str], Engine],
+        names: Sequence[str],
+        sizes: Mapping[str, int] | None = None,
+        limit: int | None = None,
+    ):
+        """Loads everything at once unless there is a limit, which needs the `sizes`; raises
+        ResourceError if the largest component alone is over it."""
+        self._load, self._names = load, list(names)
+        self._sizes, self._limit = dict(sizes or {}), limit
+        self._resident: OrderedDict[str, Engine] = OrderedDict()
+        self._pinned: Counter[str] = Counter()
+        self._lock = threading.RLock()
+        self._infos: dict[str, EngineInfo] = {}
+        self._closed = False
+        if limit is None:
+            try:
+                for name in names:
+                    self[name]
+            except BaseException:
+                self.close()
+                raise
+            return
+        largest = max(names, key=self._sizes.__getitem__)
+        if self._sizes[largest] > limit:
+            raise ResourceError(
+                f"memory: {largest} alone needs about {self._sizes[largest] / 1e9:.1f} GB, the "
+                f"limit is {limit / 1e9:.1f} GB; raise the limit, or compute in fewer bits with "
+                "--precision"
+            )
+
+    def __getitem__(self, name: str) -> Engine:
+        with self._lock:
+            self.check_open()
+            if name not in self._names:
+                raise KeyError(name)
+            if name not in self._resident:
+                self._make_room(name)
+                self._resident[name] = self._load(name)
+                self._infos[name] = self._resident[name].info
+            self._resident.move_to_end(name)
+            return self._resident[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """What is in memory now, used longest ago first."""
+        return tuple(self._resident)
+
+    @property
+    def infos(self) -> tuple[EngineInfo, ...]:
+        """Of every component that has been in memory, in the model's order."""
+        return tuple(self._infos[name] for name in self._names if name in self._infos)
+
+    def check_open(self) -> None:
+        """Raises BackendError after `close`."""
+        if self._closed:
+            raise BackendError("the pipeline is closed; load the bundle again")
+
+    @contextmanager
+    def pinned(self, name: str) -> Iterator[None]:
+        """Keeps a component in memory for a while: the denoiser during its loop."""
+        with self._lock:
+            self._pinned[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pinned[name] -= 1
+
+    def close(self) -> None:
+        """Frees every engine; idempotent."""
+        with self._lock:
+            self._closed = True
+            while self._resident:
+                self._resident.popitem()[1].close()
+
+    def _make_room(self, name: str) -> None:
+        if self._limit is None:
+            return
+        allowed = self._limit - self._sizes[name]
+        for other in list(self._resident):
+            if sum(self._sizes[n] for n in self._resident) <= allowed:
+                return
+            if not self._pinned[other]:
+                self._resident.pop(other).close()
+        if (held := sum(self._sizes[n] for n in self._resident)) > allowed:
+            raise ResourceError(
+                f"memory: {name} needs about {self._sizes[name] / 1e9:.1f} GB beside "
+                f"{held / 1e9:.1f} GB that a generation is using, the limit is "
+                f"{self._limit / 1e9:.1f} GB; raise it, finish one generation before the next, "
+                "or do without previews"
+            )
