@@ -21,7 +21,11 @@ from gentron.errors import RequestError
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--model", metavar="PRESET", help="A preset, with seeded random weights.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A folder of safetensors.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="A folder of safetensors: ours or PixArt's.",
+)
 @click.option("--fp16", is_flag=True, help="Store and compute in float16 [default].")
 @click.option("--fp32", is_flag=True, help="Store and compute in float32 only.")
 @click.option("--bf16", is_flag=True, help="Store and compute in bfloat16.")
@@ -78,6 +82,7 @@ def cli(
             only=only,
             resume=resume,
             shard_size=DEFAULT_SHARD if shard_size is None else shard_size,
+            found=say,
             planned=lambda plan: say(plan.text),
             progress=progress,
             **precisions,

@@ -45,7 +45,8 @@ def cli() -> None:
 @click.option("--batch", type=int, help="Images, with seeds SEED, SEED+1, ...")
 @click.option("--size", type=Size(), help="Pixels, such as 128x128.")
 @click.option("--backend", help="See gentron-run doctor.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), help="Of the graphs to run.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
+              help="To compute in [the backend's own].")  # fmt: skip
 @click.option("--engines", type=click.Path(path_type=Path), help="Folder of gentron-build -o.")
 @click.option("--engines-sha256", metavar="HEX", help="What gentron-build printed for it.")
 @click.option("--no-build", is_flag=True, help="Refuse where an engine is missing.")

@@ -22,18 +22,17 @@ from gentron.probe import ProbeCase, in_compute_type, load_probes, probe_inputs
 
 Probes = list[tuple[ProbeCase, dict[str, Array]]]
 
-# Precisions whose arrays numpy has, and the tolerance that each is held to.
-COMPUTE = {precision: PRECISIONS[precision] for precision in ("fp32", "fp16")}
 ABSENT = "the bundle was exported without it; export it again without --only to check it"
 NO_ARRAYS = "numpy has no arrays of this type to feed it; the fp32 graph reads the same weights"
+UNREAD = "{} does not read this graph; check it with a --backend that does"
 
 
 @dataclass(frozen=True)
 class GraphCheck:
-    """What the probes of one component found in one of its graphs."""
+    """What the probes of one component found in one of its precisions."""
 
     component: str
-    precision: str  # of the graph, and so of the tolerance: fp32, fp16; empty if there is none
+    precision: str  # asked for, and so of the tolerance: fp32, bf16, fp16; empty if there is none
     computed: str = ""  # what the engine says that it computes in; empty if it never loaded
     runner: str = ""  # backend, version and device
     agreements: tuple[Agreement, ...] = ()
@@ -56,11 +55,13 @@ class GraphCheck:
 def check_bundle(
     bundle: Bundle, backend: Backend, components: Sequence[str] = (), precision: str | None = None
 ) -> Iterator[GraphCheck]:
-    """Checks every graph of the bundle, or those of some components or of one precision.
+    """Checks every graph of the bundle in every precision that the backend computes it in, or
+    those of some components or one precision.
 
     What cannot be checked is refused before anything runs: RequestError for an unknown component,
-    BundleError for one without probes or without a graph of that precision. Then one engine at a
-    time is in memory. Components that the bundle was exported without are skipped, unless named.
+    BackendError for a precision that the backend does not have, BundleError for a component
+    without probes or without the graph for it. Then one engine at a time is in memory. Components
+    that the bundle was exported without are skipped, unless named.
     """
     if unknown := [name for name in components if name not in bundle.components]:
         raise RequestError(
@@ -71,7 +72,7 @@ def check_bundle(
     wanted: dict[str, tuple[str, ...]] = {}
     for name in bundle.components:
         if name in components or (not components and name in there):
-            wanted[name] = _precisions(bundle, name, precision)
+            wanted[name] = _precisions(bundle, backend, name, precision)
             component_probes(bundle, name)  # again when their turn comes: they are not kept
         elif not components:
             wanted[name] = ()
@@ -92,17 +93,18 @@ def _checks(
 
 def check_component(bundle: Bundle, backend: Backend, name: str, precision: str) -> GraphCheck:
     """Loads one graph, runs its probes, closes it. Whatever goes wrong there is a finding."""
-    if precision not in COMPUTE:
-        return GraphCheck(name, precision, skipped=NO_ARRAYS)
+    if precision not in backend.precisions:
+        why = NO_ARRAYS if precision == "bf16" else UNREAD.format(backend.name)
+        return GraphCheck(name, precision, skipped=why)
     probes = component_probes(bundle, name)
-    graph = bundle_graph(bundle, name, precision)
+    graph = bundle_graph(bundle, name, backend.graph_precision(precision))
     computed, runner, found, problem = "", backend.name, list[Agreement](), ""
     try:
         loaded = backend.load(graph, precision)
         with closing(loaded) as engine:
             computed, info = engine.info.precision, engine.info
             runner = f"{info.backend} {info.version} on {info.device}"
-            for agreements in replay(engine, probes, COMPUTE[precision], runner):
+            for agreements in replay(engine, probes, PRECISIONS[precision], runner):
                 found += agreements
     except Exception as error:  # an altered graph can make a backend raise anything
         problem = " ".join(f"{type(error).__name__}: {error}".split())
@@ -153,19 +155,25 @@ def _output_shapes(
     }
 
 
-def _precisions(bundle: Bundle, name: str, precision: str | None) -> tuple[str, ...]:
-    """The graphs to check; the bundle's own BundleError if there is none."""
+def _precisions(
+    bundle: Bundle, backend: Backend, name: str, precision: str | None
+) -> tuple[str, ...]:
+    """What to check: the bundle's graphs, and what else the backend computes from one of them.
+
+    The bundle's own BundleError if there is none, the backend's BackendError for another precision.
+    """
     there = bundle.manifest.precisions.get(name, ())
     if precision is not None or not there:
-        chosen = precision or "fp32"
-        bundle.graph(name, chosen)
+        chosen = precision or backend.precisions[0]
+        bundle.graph(name, backend.graph_precision(chosen))
         return (chosen,)
-    if not set(there) & set(COMPUTE):
+    computed = [p for p in backend.precisions if backend.graph_precision(p) in there]
+    if not computed:
         raise BundleError(
             f"{bundle.path}: {name} has no graph that can be checked, only {', '.join(there)}; "
             "export the bundle again with --fp16, --fp32 or --bf16, which all give fp32 graphs"
         )
-    return there
+    return tuple(dict.fromkeys((*there, *computed)))
 
 
 def _probe_file(bundle: Bundle, name: str) -> str:

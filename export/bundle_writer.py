@@ -33,7 +33,7 @@ from gentron.export.component import (
 from gentron.export.components import Part, parts
 from gentron.export.isolate import export_isolated
 from gentron.export.plan import ExportPlan, make_plan
-from gentron.export.source import Origin, from_checkpoint, from_preset
+from gentron.export.source import OWN_PIPELINE, Origin, from_checkpoint, from_preset
 from gentron.export.stand_in import padded_tokenizer
 from gentron.export.storage import TensorSource, write_folder
 from gentron.export.workspace import Workspace
@@ -59,6 +59,7 @@ def export_bundle(
     resume: bool = False,
     shard_size: int = DEFAULT_SHARD,
     isolate: bool | None = None,
+    found: Callable[[str], None] = lambda line: None,
     planned: Callable[[ExportPlan], None] = lambda plan: None,
     progress: Progress = lambda component, doing, share: None,
 ) -> Path:
@@ -70,8 +71,9 @@ def export_bundle(
     exports some components; the rest of the bundle is left out. What an interrupted export has
     finished stays in a hidden folder beside the output, and `resume` goes on from there.
     `isolate` gives every component a process of its own (default: if the model is large).
-    `planned` is told disk and time before anything is written. Raises RequestError, BundleError,
-    ParityError, ResourceError or OutputError.
+    `found` is told what a foreign checkpoint is, what of it is dropped and on what terms it may be
+    used, a line at a time; `planned`, disk and time before anything is written. Raises
+    RequestError, BundleError, ParityError, ResourceError or OutputError.
     """
     if (model is None) == (checkpoint is None):
         raise RequestError("model", "give either --model PRESET or --checkpoint DIR")
@@ -84,6 +86,8 @@ def export_bundle(
     origin = (
         from_preset(preset(model)) if model is not None else from_checkpoint(Path(str(checkpoint)))
     )
+    for line in origin.notes:
+        found(line)
     selected = _select(origin, only)
     settings = {
         "source": origin.fingerprint,
@@ -199,7 +203,7 @@ class _Writer:
     def _write_configs(self) -> None:
         source = self.source
         kinds = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "bert": "BertModel"}
-        index: dict[str, Any] = {"_class_name": "GenTronPipeline"}
+        index: dict[str, Any] = {"_class_name": OWN_PIPELINE}
         for i, (text, values) in enumerate(zip(source.config.text, source.encoders, strict=True)):
             name = text_encoder_name(i)
             self._json(f"{name}/config.json", {**values, "architectures": [kinds[text.family]]})
@@ -268,11 +272,13 @@ class _Writer:
 
     def _write_manifest(self, exported: Sequence[Exported]) -> dict[str, FileEntry]:
         origin = self.origin
-        for extra in origin.extras:
+        for name, extra in origin.extras.items():
+            target = self.folder / name
             if extra.is_dir():
-                shutil.copytree(extra, self.folder / extra.name, dirs_exist_ok=True)
+                shutil.copytree(extra, target, dirs_exist_ok=True)
             else:
-                shutil.copyfile(extra, self.folder / extra.name)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(extra, target)
         components = self.source.components
         manifest = Manifest(
             name=origin.name,

@@ -62,6 +62,18 @@ class TextProjectionGraph(nn.Module):
         return tuple(tensor for table in tables for tensor in table)
 
 
+class ConditionerGraph(Conditioner):
+    """timesteps and whatever else the model is conditioned on, in the contract's order."""
+
+    def __init__(self, config: GenTronConfig, component: Component):
+        super().__init__(config)
+        self.names = [spec.name for spec in component.inputs]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        modulation, final = super().forward(**dict(zip(self.names, inputs, strict=True)))
+        return modulation, final
+
+
 class DenoiserGraph(nn.Module):
     def __init__(self, config: GenTronConfig, component: Component):
         super().__init__()
@@ -97,7 +109,9 @@ def parts(source: Source) -> dict[str, Part]:
             prefixes=("projection.", "text_projection."),
         )
     found["conditioner"] = Part(
-        components["conditioner"], lambda: Conditioner(config), prefixes=("", "conditioner.")
+        components["conditioner"],
+        lambda: ConditionerGraph(config, components["conditioner"]),
+        prefixes=("", "conditioner."),
     )
     found["denoiser"] = Part(
         components["denoiser"],

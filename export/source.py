@@ -35,6 +35,7 @@ EXTRAS = (
     "LICENSES",
     "pictures",
 )  # copied into the bundle if they are there
+OWN_PIPELINE = "GenTronPipeline"
 RANDOM_SEED = 20231204  # the paper's date
 
 
@@ -51,7 +52,8 @@ class Origin:
     read: Callable[[str, str, tuple[int, ...]], Tensor]  # (folder, tensor, shape)
     provenance: dict[str, Any] = field(default_factory=dict)
     licences: tuple[dict[str, str], ...] = ()
-    extras: tuple[Path, ...] = ()
+    extras: dict[str, Path] = field(default_factory=dict)  # by name in the bundle
+    notes: tuple[str, ...] = ()  # lines about what was found, kept and dropped
 
     def tensors(
         self, folder: str, storage: str, prefixes: tuple[str, ...] = ("",)
@@ -139,16 +141,27 @@ def _heads(source: Source, folder: str) -> int:
 
 
 def from_checkpoint(folder: Path) -> Origin:
-    """A folder in diffusers' pipeline layout; every missing, extra or misshapen tensor is named."""
+    """A folder in diffusers' pipeline layout, of ours or of PixArt's; every missing, extra or
+    misshapen tensor is named."""
+    from gentron.export.pixart import PIPELINES, from_pixart
+
     if not (folder / "model_index.json").is_file():
         raise BundleError(
             f"{folder}: no model_index.json; --checkpoint takes a folder in diffusers' layout"
+        )
+    kind = _json(folder / "model_index.json").get("_class_name")
+    if kind in PIPELINES:
+        return from_pixart(folder)
+    if kind not in (None, OWN_PIPELINE):
+        raise BundleError(
+            f"{folder / 'model_index.json'}: {kind!r} is not supported; --checkpoint takes "
+            f"{OWN_PIPELINE}, {' or '.join(PIPELINES)}"
         )
     source = read_source(folder)
     names = [text_encoder_name(i) for i in range(len(source.encoders))]
     stored = {name: stored_tensors(folder / name) for name in (*names, TRANSFORMER, VAE)}
     for name, tensors in stored.items():
-        _check_tensors(folder / name, dict(expected_tensors(source, name)), tensors)
+        check_tensors(folder / name, dict(expected_tensors(source, name)), tensors)
 
     def read(part: str, name: str, _: tuple[int, ...]) -> Tensor:
         with safe_open(stored[part][name].file, framework="pt") as file:
@@ -178,7 +191,7 @@ def from_checkpoint(folder: Path) -> Origin:
         read=read,
         provenance=about.get("provenance", {}),
         licences=tuple(about.get("licences", ())),
-        extras=tuple(folder / name for name in EXTRAS if (folder / name).exists()),
+        extras={name: folder / name for name in EXTRAS if (folder / name).exists()},
     )
 
 
@@ -197,7 +210,7 @@ def read_source(folder: Path) -> Source:
     )
 
 
-def _check_tensors(
+def check_tensors(
     folder: Path, expected: dict[str, Tensor], stored: dict[str, StoredTensor]
 ) -> None:
     """Raises BundleError that names every tensor that is missing, extra or of another shape."""

@@ -44,21 +44,25 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
-    """`exported("tiny")` is the fp16 bundle of a preset; do not write into it."""
+def bundle_cache(request: pytest.FixtureRequest) -> Path:
+    """A folder for exports that stays until a source of theirs changes."""
     root = Path(request.config.cache.mkdir("bundles")) / _sources_digest()
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.parent.iterdir():
+        if stale != root:
+            shutil.rmtree(stale, ignore_errors=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def exported(bundle_cache: Path) -> Callable[..., Path]:
+    """`exported("tiny")` is the fp16 bundle of a preset; do not write into it."""
 
     def get(preset: str, precision: str = "fp16") -> Path:
         from gentron.export.bundle_writer import export_bundle
 
-        folder = root / f"{preset}-{precision}"
+        folder = bundle_cache / f"{preset}-{precision}"
         if not (folder / "gentron.json").is_file():
-            root.mkdir(parents=True, exist_ok=True)
-            for stale in root.parent.iterdir():
-                if stale != root:
-                    shutil.rmtree(stale, ignore_errors=True)
             export_bundle(model=preset, output=folder, **{precision: True})
         return folder
 

@@ -322,7 +322,7 @@ class OpenVinoEngine(PlainEngine):
 
 def openvino_in(hint: str) -> Loading:
     pytest.importorskip("openvino", reason="not installed; pip install '.[dev]'")
-    return Loading(lambda component, graph, *_: OpenVinoEngine(component, graph, hint))
+    return Loading(lambda graph, _: OpenVinoEngine(graph.component, graph.file, hint))
 
 
 def test_openvino_in_float32_passes(bundle: Bundle) -> None:

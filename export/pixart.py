@@ -1,0 +1,297 @@
+"""A diffusers PixArt pipeline, read as a GenTron with one T5 encoder.
+
+PixArt's network (Chen et al., arXiv 2310.00426, and Sigma, 2403.04692) differs from GenTron only in
+what runs once: its modulation is one projection with tables, its text passes an MLP first, and it
+has no pooled text. So it deploys through the same graphs; the diffusers classes
+PixArtTransformer2DModel, PixArtAlphaPipeline and PixArtSigmaPipeline say what exact means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gentron.config import GenTronConfig, SamplingDefaults, TextConfig
+from gentron.contract import text_encoder_name
+from gentron.errors import BundleError
+from gentron.export.components import TRANSFORMER, VAE, Source
+from gentron.export.pipeline_folder import (
+    Licence,
+    find_licence,
+    modern_names,
+    pipeline_tensors,
+    read_json,
+)
+from gentron.export.pixart_tensors import (
+    SIZE_LAYERS,
+    UNUSED,
+    check_names,
+    pixart_rules,
+    source_shapes,
+)
+from gentron.export.source import ABOUT, EXTRAS, Origin, check_tensors, expected_tensors
+from gentron.export.spiece import EXTRA_IDS, spiece_tokenizer
+from gentron.export.streamed import read_tensor
+from gentron.latents import vae_factor
+from gentron.schedule import NoiseSchedule
+from gentron.solvers import solvers_for
+from gentron.weights import StoredTensor
+
+# Token limits of the pipelines' own `max_sequence_length`.
+PIPELINES = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
+TRANSFORMERS = ("PixArtTransformer2DModel", "Transformer2DModel")
+STEPS, GUIDANCE = 20, 4.5  # defaults of both pipelines
+TEXT = text_encoder_name(0)
+TIED = "encoder.embed_tokens.weight"  # T5's second name for `shared.weight`
+# Solver that a pipeline with this scheduler class runs.
+SOLVERS = {
+    "DPMSolverMultistepScheduler": "dpm++2m",
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "UniPCMultistepScheduler": "unipc",
+    "FlowMatchEulerDiscreteScheduler": "euler",
+}
+# Values of the transformer's config.json that this network has; the first is the class's default.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "norm_type": ("ada_norm_single",),
+    "activation_fn": ("gelu-approximate",),
+    "norm_elementwise_affine": (False,),
+    "norm_eps": (1e-6,),
+    "attention_bias": (True,),
+    "attention_type": ("default", None),
+    "double_self_attention": (False,),
+    "only_cross_attention": (False,),
+    "num_vector_embeds": (None,),
+    "qk_norm": (None, False),
+}
+
+
+def from_pixart(folder: Path) -> Origin:
+    """A folder that diffusers' PixArtAlphaPipeline or PixArtSigmaPipeline opens; everything else
+    is refused with a BundleError that names the file and says what to do."""
+    index = read_json(folder / "model_index.json")
+    pipeline = str(index.get("_class_name"))
+    stored = {
+        TRANSFORMER: pipeline_tensors(folder / TRANSFORMER, "diffusion_pytorch_model"),
+        TEXT: pipeline_tensors(folder / TEXT, "model"),
+        VAE: modern_names(pipeline_tensors(folder / VAE, "diffusion_pytorch_model")),
+    }
+    source, head_channels = _source(folder, pipeline, stored[TRANSFORMER])
+    config = source.config
+    shapes = {name: tensor.shape for name, tensor in stored[TRANSFORMER].items()}
+    check_names(str(folder / TRANSFORMER), shapes, source_shapes(config, head_channels))
+    if TIED in (text := stored[TEXT]):
+        text.setdefault("shared.weight", text.pop(TIED))
+    for part in (TEXT, VAE):
+        check_tensors(folder / part, dict(expected_tensors(source, part)), stored[part])
+    rules = pixart_rules(config, head_channels)
+
+    def read(part: str, name: str, _: tuple[int, ...]) -> Tensor:
+        if part != TRANSFORMER:
+            return read_tensor(stored[part][name])
+        rule = rules[name]
+        return rule.make([read_tensor(stored[part][source]) for source in rule.sources])
+
+    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+    licence = find_licence(folder)
+    solver = SOLVERS[source.scheduler["_class_name"]]
+    return Origin(
+        name=folder.resolve().name,
+        source=source,
+        weights=about.get("weights", "trained"),
+        fingerprint=_fingerprint(folder, stored),
+        defaults=SamplingDefaults(solver, STEPS, GUIDANCE),
+        tokenizers=(_tokenizer(folder / "tokenizer"),),
+        read=read,
+        provenance={"imported from": f"{_kind(pipeline, config)}, a diffusers {pipeline}"},
+        licences=_licences(licence),
+        extras={name: folder / name for name in EXTRAS if (folder / name).exists()} | licence.files,
+        notes=tuple(_notes(pipeline, config, head_channels, shapes, licence)),
+    )
+
+
+def _kind(pipeline: str, config: GenTronConfig) -> str:
+    name = "PixArt-alpha" if pipeline == "PixArtAlphaPipeline" else "PixArt-Sigma"
+    return f"{name}{' with size conditioning' if config.size_conditioning else ''}"
+
+
+def _source(folder: Path, pipeline: str, tensors: Mapping[str, StoredTensor]) -> tuple[Source, int]:
+    """The configurations, and how many channels the transformer's head has."""
+    encoder = read_json(folder / TEXT / "config.json")
+    if encoder.get("model_type") != "t5":
+        raise BundleError(
+            f"{folder / TEXT / 'config.json'}: model_type {encoder.get('model_type')!r} is not "
+            "supported; PixArt's encoder is t5"
+        )
+    vae = read_json(folder / VAE / "config.json")
+    if vae.get("_class_name") != "AutoencoderKL":
+        raise BundleError(
+            f"{folder / VAE / 'config.json'}: {vae.get('_class_name')!r} is not supported; "
+            "PixArt's is AutoencoderKL"
+        )
+    values = read_json(folder / TRANSFORMER / "config.json")
+    where = str(folder / TRANSFORMER / "config.json")
+    config = pixart_config(
+        values,
+        where,
+        text_width=int(encoder["d_model"]),
+        max_tokens=PIPELINES[pipeline],
+        size_conditioning=any(name.startswith(SIZE_LAYERS) for name in tensors),
+        factor=vae_factor(vae),
+    )
+    if vae.get("latent_channels", 4) != config.latent_channels:
+        raise BundleError(
+            f"{where}: in_channels {config.latent_channels}, the autoencoder has "
+            f"{vae.get('latent_channels', 4)}; give the pipeline the vae it was trained with"
+        )
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    schedule = NoiseSchedule.from_config(scheduler)
+    solver = SOLVERS[scheduler["_class_name"]]
+    if solver not in solvers_for(schedule):
+        raise BundleError(
+            f"{folder / 'scheduler' / 'scheduler_config.json'}: {scheduler['_class_name']} with "
+            "clip_sample is not supported; set clip_sample to false"
+        )
+    head = int(values.get("out_channels") or config.latent_channels)
+    return Source(config, (encoder,), vae, scheduler), head
+
+
+def pixart_config(
+    values: Mapping[str, Any],
+    where: str,
+    *,
+    text_width: int,
+    max_tokens: int,
+    size_conditioning: bool,
+    factor: int,
+) -> GenTronConfig:
+    """GenTron's configuration from the contents of a PixArt transformer's config.json.
+
+    `size_conditioning` is whether the weights have its layers, `factor` pixels per latent. Raises
+    BundleError, beginning with `where`, for what diffusers' class cannot be or we do not do.
+    """
+    name = values.get("_class_name")
+    if name not in TRANSFORMERS:
+        raise BundleError(f"{where}: {name!r} is not supported; one of {', '.join(TRANSFORMERS)}")
+    for key, allowed in _FIXED.items():
+        if values.get(key, allowed[0]) not in allowed:
+            raise BundleError(
+                f"{where}: {key} {values[key]!r} is not supported; PixArt has {allowed[0]!r}"
+            )
+    said = values.get("use_additional_conditions")
+    if said is not None and said != size_conditioning:
+        raise BundleError(
+            f"{where}: use_additional_conditions is {said}, but the weights "
+            f"{'have' if size_conditioning else 'lack'} {SIZE_LAYERS}*; correct what is wrong"
+        )
+    try:
+        heads, head_width = int(values["num_attention_heads"]), int(values["attention_head_dim"])
+        channels, patch = int(values["in_channels"]), int(values["patch_size"])
+        depth, sample = int(values["num_layers"]), int(values["sample_size"])
+        captions = int(values["caption_channels"])
+        scale = values.get("interpolation_scale")
+        interpolation = float(max(sample // 64, 1) if scale is None else scale)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{where}: not a PixArt configuration ({error!r}); copy it again"
+        ) from None
+    width = heads * head_width
+    if values.get("out_channels") not in (None, channels, 2 * channels):
+        raise BundleError(
+            f"{where}: out_channels {values['out_channels']} is not supported; PixArt predicts "
+            f"noise ({channels}) or noise and variance ({2 * channels})"
+        )
+    if values.get("cross_attention_dim", width) != width:
+        raise BundleError(
+            f"{where}: cross_attention_dim {values['cross_attention_dim']!r} is not supported; "
+            f"PixArt's is its width, {width}"
+        )
+    if captions != text_width:
+        raise BundleError(
+            f"{where}: caption_channels {captions}, the text encoder is {text_width} wide; give "
+            "the pipeline the text_encoder it was trained with"
+        )
+    native = sample * factor
+    return GenTronConfig(
+        width=width,
+        depth=depth,
+        mlp_width=4 * width,
+        text=(TextConfig("t5", text_width, max_tokens, projected=True, lower_case=True),),
+        heads=heads,
+        latent_channels=channels,
+        patch=patch,
+        sample_height=sample,
+        sample_width=sample,
+        cross_attention_norm=False,
+        adaln="shared",
+        size_conditioning=size_conditioning,
+        position_base=sample // patch,
+        position_interpolation=interpolation,
+        side_range=(min(64, native), max(2048, 2 * native)),
+    )
+
+
+def _tokenizer(folder: Path) -> str:
+    if (folder / "tokenizer.json").is_file():
+        return (folder / "tokenizer.json").read_text("utf-8")
+    if not (folder / "spiece.model").is_file():
+        raise BundleError(
+            f"{folder}: neither tokenizer.json nor spiece.model; copy the tokenizer of the "
+            "pipeline's base model"
+        )
+    settings = folder / "tokenizer_config.json"
+    extra = read_json(settings).get("extra_ids", EXTRA_IDS) if settings.is_file() else EXTRA_IDS
+    return spiece_tokenizer(folder / "spiece.model", int(extra))
+
+
+def _fingerprint(folder: Path, stored: Mapping[str, Mapping[str, StoredTensor]]) -> dict[str, Any]:
+    files = {tensor.file for tensors in stored.values() for tensor in tensors.values()}
+    return {
+        "checkpoint": str(folder.resolve()),
+        "files": sorted(
+            (str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files
+        ),
+    }
+
+
+def _licences(licence: Licence) -> tuple[dict[str, str], ...]:
+    if not licence.files:
+        return ()
+    name = licence.name or "not named; read the file"
+    return (
+        {"what": "transformer, text_encoder, vae", "licence": name, "from": min(licence.files)},
+    )
+
+
+def _notes(
+    pipeline: str,
+    config: GenTronConfig,
+    head_channels: int,
+    names: Mapping[str, object],
+    licence: Licence,
+) -> list[str]:
+    """What was found, kept and dropped, and on what terms; a line each."""
+    side = config.sample_height
+    lines = [
+        f"found {_kind(pipeline, config)}: {len(names)} tensors, {config.depth} blocks, "
+        f"{config.width} wide, trained at {side}x{side} latents, T5 with "
+        f"{config.text[0].max_tokens} tokens"
+    ]
+    dropped = [name for name in UNUSED if name in names]
+    if head_channels != config.latent_channels:
+        dropped.append(
+            f"the variance half of proj_out (kept: {config.latent_channels} of {head_channels} "
+            "channels, the predicted noise)"
+        )
+    lines.append(f"dropped: {', '.join(dropped)}" if dropped else "nothing is dropped")
+    if licence.restricts:
+        lines.append(
+            f"licence {licence.name}: its use restrictions apply to this bundle and to what it "
+            "draws; the text is in LICENSES"
+        )
+    elif not licence.files:
+        lines.append("no licence file and no model card: find out on what terms you may use them")
+    return lines
