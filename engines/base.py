@@ -9,7 +9,7 @@ as often as it likes: the hot loop moves no tables and makes no allocation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +58,12 @@ class Buffer(ABC):
     def read(self) -> Array:
         """A copy on the host, once everything that was queued before has finished."""
 
+    def start_read(self) -> Callable[[], Array]:
+        """Queues the copy; the result waits for what was queued before it, and for nothing that is
+        queued afterwards. Where `Call.run` queues nothing, the copy is made at once."""
+        values = self.read()
+        return lambda: values
+
 
 class Call(ABC):
     """An engine with all its inputs and outputs bound."""
@@ -87,7 +93,7 @@ class Engine(ABC):
 
     @abstractmethod
     def buffer(self, name: str, shape: tuple[int, ...]) -> Buffer:
-        """New zeroed memory for the contract's tensor `name`."""
+        """New memory for the contract's tensor `name`; that of an input is zeroed."""
 
     @abstractmethod
     def bind(self, buffers: Mapping[str, Buffer]) -> Call:
