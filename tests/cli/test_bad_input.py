@@ -128,7 +128,6 @@ def test_a_checkpoint_is_not_a_bundle_and_the_line_says_how_to_make_one(
         ("--seed", 2**64),
         ("--seed", "x"),
         ("--precision", "fp8"),
-        ("--precision", "bf16"),
     ],
 )
 def test_a_value_out_of_range_is_named(
@@ -137,6 +136,13 @@ def test_a_value_out_of_range_is_named(
     line = image_refused("a cat", option, value)
     assert option.strip("-") in line
     assert str(value) in line
+
+
+def test_a_precision_that_the_backend_does_not_have_is_refused_with_those_it_has(
+    image_refused: Refused,
+) -> None:
+    line = image_refused("a cat", "--backend", "onnxruntime", "--precision", "bf16")
+    assert "onnxruntime: does not compute in bf16 on this machine; use fp32 or fp16" in line
 
 
 def test_the_last_seed_of_a_batch_must_fit_too(image_refused: Refused) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -163,9 +164,17 @@ def test_a_closed_pipeline_says_so(tiny_bundle):
         pipeline("a cat")
 
 
-def test_a_precision_that_is_not_in_the_bundle_is_an_error(tiny_bundle):
-    with pytest.raises(BundleError, match="has no bf16 graph, only fp16, fp32"):
-        Pipeline.load(tiny_bundle, precision="bf16")
+def test_a_precision_that_is_not_in_the_bundle_is_an_error(tiny_copy):
+    manifest = json.loads((tiny_copy / "gentron.json").read_text("utf-8"))
+    manifest["precisions"] = {name: ["fp32"] for name in manifest["precisions"]}
+    (tiny_copy / "gentron.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(BundleError, match="has no fp16 graph, only fp32"):
+        Pipeline.load(tiny_copy, backend="onnxruntime", precision="fp16")
+
+
+def test_a_precision_that_the_backend_does_not_have_is_an_error(tiny_bundle):
+    with pytest.raises(BackendError, match=r"does not compute in bf16 .*; use fp32 or fp16"):
+        Pipeline.load(tiny_bundle, backend="onnxruntime", precision="bf16")
 
 
 def test_seeds_are_drawn_anew_when_none_is_given(tiny_pipeline):
