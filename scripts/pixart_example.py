@@ -130,6 +130,9 @@ def write_pixart(
     autoencoder = AutoencoderKL(**VAE).eval()
     with torch.no_grad():
         autoencoder.decoder.conv_out.weight *= 6  # some contrast
+        for module in (transformer, encoder, autoencoder):
+            for parameter in module.parameters():
+                parameter.copy_(parameter.half())  # so that storing float16 loses nothing
     scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, solver_order=2)
     pipeline = PixArtSigmaPipeline if kind == "sigma" else PixArtAlphaPipeline
     pipe = pipeline(

@@ -47,10 +47,10 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def bundle_cache(request: pytest.FixtureRequest) -> Path:
     """A folder for exports that stays until a source of theirs changes."""
     root = Path(request.config.cache.mkdir("bundles")) / _sources_digest()
-    root.mkdir(parents=True, exist_ok=True)
-    for stale in root.parent.iterdir():
-        if stale != root:
+    if not root.exists():
+        for stale in root.parent.iterdir():
             shutil.rmtree(stale, ignore_errors=True)
+        root.mkdir()
     return root
 
 
