@@ -53,6 +53,18 @@ class BackendReport:
     detail: str  # versions and devices, or why not and what to do
 
 
+def _tensorrt(options: EngineOptions) -> Backend:
+    from gentron.engines.trt_run import TensorRtBackend
+
+    return TensorRtBackend("tensorrt", options)
+
+
+def _rtx(options: EngineOptions) -> Backend:
+    from gentron.engines.trt_run import TensorRtBackend
+
+    return TensorRtBackend("tensorrt-rtx", options)
+
+
 def _openvino(options: EngineOptions) -> Backend:
     from gentron.engines.openvino_cpu import OpenVinoBackend
 
@@ -68,6 +80,8 @@ def _onnxruntime(options: EngineOptions) -> Backend:
 VARIABLE = "GENTRON_BACKEND"
 # In the order in which they are preferred.
 BACKENDS: dict[str, Callable[[EngineOptions], Backend]] = {
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _rtx,
     "openvino": _openvino,
     "onnxruntime": _onnxruntime,
 }

@@ -152,7 +152,7 @@ def test_an_absent_package_is_reported_with_what_to_install(monkeypatch):
 
 
 def test_an_unknown_backend_lists_the_known(bundle):
-    with pytest.raises(RequestError, match="one of onnxruntime"):
+    with pytest.raises(RequestError, match=r"one of .*onnxruntime"):
         backend_named("abacus")
 
 

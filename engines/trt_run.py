@@ -1,0 +1,172 @@
+"""The backends `tensorrt` and `tensorrt-rtx`: engines from the store, proved, on one GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gentron.engines.base import Backend, Engine, Graph
+from gentron.engines.compiler import Compiler, Facts, Job
+from gentron.engines.device import Device
+from gentron.engines.device_buffers import Arena
+from gentron.engines.device_cuda import CudaDevice, driver_missing
+from gentron.engines.options import EngineOptions
+from gentron.engines.proof import prove
+from gentron.engines.store import EngineKey, Entry, StaleEngineError
+from gentron.engines.trt_build import PLAN, TensorRtCompiler
+from gentron.engines.trt_engine import TensorRtEngine
+from gentron.engines.trt_flavor import FLAVORS, Flavor
+from gentron.engines.trt_kernels import KernelFile
+from gentron.engines.trt_log import Messages, make_logger, require
+from gentron.engines.trt_plan import Plan, TensorRt
+from gentron.errors import BackendError
+
+log = logging.getLogger(__name__)
+
+TURING = (7, 5)  # the oldest that TensorRT 10 and 11 know
+
+
+def missing(flavor: Flavor) -> str:
+    """Everything that is not there, in one line; imports nothing large to find out."""
+    found = []
+    if not any(_is_installed(name) for name in flavor.modules):
+        found.append(f"{flavor.title} is not installed (pip install 'gentron[{flavor.extra}]')")
+    if not _is_installed("cuda.core"):
+        found.append(f"cuda.core is not installed (pip install 'gentron[{flavor.extra}]')")
+    if absent := driver_missing():
+        found.append(absent)
+    return "; ".join(found)
+
+
+def unsupported(flavor: Flavor, device: Device) -> str:
+    """Why that GPU is not for this backend, or nothing."""
+    generation = "sm{}{}".format(*device.capability)
+    if flavor.cross_compiles and not flavor.runs_on((), device.capability):
+        return (
+            f"{flavor.title} does not run on {device.name} ({generation}); use --backend tensorrt"
+        )
+    if device.capability < TURING:
+        return f"{flavor.title} needs a GPU of sm75 or later, and {device.name} is {generation}"
+    return ""
+
+
+class TensorRtBackend(Backend):
+    """One GPU, one stream, one arena of memory for all engines."""
+
+    # Not bf16: numpy has no arrays of this type to feed it.
+    precisions = ("fp16", "fp32")
+
+    def __init__(
+        self,
+        name: str,
+        options: EngineOptions | None = None,
+        *,
+        device: Callable[[], Device] | None = None,
+        trt: Any = None,
+        compiler: Compiler | None = None,
+    ):
+        """The keywords put something else in the place of CUDA, TensorRT and its builder."""
+        flavor = FLAVORS[name]
+        self.name, self._options, self._closed = name, options or EngineOptions(), False
+        if device is None and (absent := missing(flavor)):
+            raise BackendError(f"{name}: {absent}")
+        trt = trt or flavor.load()
+        self._compiler = compiler or TensorRtCompiler(name)
+        try:
+            self._device = (device or CudaDevice)()
+        except BackendError as error:
+            raise BackendError(f"{name}: {error}") from error
+        if reason := unsupported(flavor, self._device):
+            self._device.close()
+            raise BackendError(f"{name}: {reason}")
+        self._arena = Arena(self._device)
+        messages = Messages()
+        self._logger = make_logger(trt, messages)
+        with self._device.held():
+            runtime = require(trt.Runtime(self._logger), "starting", messages, flavor.title)
+        self._tensorrt: TensorRt | None = TensorRt(trt, runtime, messages, str(trt.__version__))
+        self._title = flavor.title
+
+    def describe(self) -> str:
+        generation = "sm{}{}".format(*self._device.capability)
+        return f"{self._title} {self._running.version}, {self._device.name} ({generation})"
+
+    def load(self, graph: Graph, precision: str) -> Engine:
+        assert graph.precision == self.graph_precision(precision)
+        assert graph.digest, "an engine is found again by its graph's digest"
+        (job,) = self._compiler.jobs(graph, precision, self._options.targets)
+        entry, engine = self._obtain(job)
+        if not entry.fresh:
+            try:
+                engine = self._open(job, entry.file(PLAN))
+            except StaleEngineError as error:
+                self._options.store.reject(entry, str(error))
+                entry, engine = self._obtain(job)
+                engine = engine or self._open(job, entry.file(PLAN))
+            if "probes" not in entry.facts:  # compiled where it could not run
+                self._proved(engine, job)
+        assert engine is not None
+        return engine
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._arena.close()
+            self._tensorrt = None  # the runtime, after all engines
+            self._device.close()
+
+    @property
+    def _running(self) -> TensorRt:
+        if self._tensorrt is None:
+            raise BackendError(f"{self.name}: used after close(); load again")
+        return self._tensorrt
+
+    def _obtain(self, job: Job) -> tuple[Entry, TensorRtEngine | None]:
+        """With the engine itself if it was built just now: it was loaded for its proof."""
+        proven: list[TensorRtEngine] = []
+
+        def prove_files(folder: Path) -> Facts:
+            engine = self._open(job, folder / PLAN)
+            facts = self._proved(engine, job)
+            proven.append(engine)
+            return facts
+
+        report = self._options.reporting(job.graph.component.name)
+        entry = self._options.store.obtain(job, self._compiler, report, prove_files)
+        return entry, proven[0] if proven else None
+
+    def _open(self, job: Job, file: Path) -> TensorRtEngine:
+        running = self._running
+        kernels = KernelFile(EngineKey.of(job, self._compiler).name, self.describe())
+        with self._device.held():
+            plan = Plan(running, file, job.graph.component, job.graph.compute, self._arena, kernels)
+            info = (self.name, self._device.name, running.version)
+            return TensorRtEngine(job.graph, job.precision, plan, self._arena, info)
+
+    def _proved(self, engine: TensorRtEngine, job: Job) -> Facts:
+        """In every profile, the probes that it allows."""
+        passed, worst = 0, 0.0
+        try:
+            for profile in engine.profiles:
+                found = prove(engine, job.graph, job.precision, profile)["probes"]
+                passed, worst = passed + found["passed"], max(worst, found["worst_relative"])
+        except BaseException:
+            engine.close()
+            raise
+        if not passed:
+            log.warning(
+                f"{job.graph.component.name}: no golden probe lies within the profiles of this "
+                "engine, so nothing shows yet that it computes what torch does; build it with the "
+                "default profile as well"
+            )
+        return {"probes": {"passed": passed, "worst_relative": worst}}
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False

@@ -1,0 +1,66 @@
+"""The GPU backends without a GPU: a simulated device below them, and real bundles above."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+
+def _load(name: str) -> ModuleType:
+    file = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"gentron_tests_{name}", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def simulated() -> SimpleNamespace:
+    """The modules `simulated_gpu` and `simulated_trt`, as one."""
+    gpu, trt = _load("simulated_gpu"), _load("simulated_trt")
+    return SimpleNamespace(
+        **vars(gpu), **{k: v for k, v in vars(trt).items() if k not in vars(gpu)}
+    )
+
+
+@pytest.fixture
+def gpu(simulated):
+    device = simulated.SimulatedGpu()
+    yield device
+    assert device.faults == []
+
+
+@pytest.fixture
+def backend_on(simulated, tmp_path: Path) -> Iterator[Callable]:
+    """`backend_on(gpu)` is a TensorRtBackend on the simulated device; whatever is left of it when
+    the test ends is a failure."""
+    from gentron.engines.cache import EngineCache
+    from gentron.engines.options import EngineOptions
+    from gentron.engines.trt_run import TensorRtBackend
+
+    made = []
+
+    def make(gpu, name: str = "tensorrt", *, compiler=None, version: str = "11.0.0"):
+        trt = simulated.SimulatedTensorRt(
+            gpu, simulated.require, rtx=name == "tensorrt-rtx", version=version
+        )
+        backend = TensorRtBackend(
+            name,
+            EngineOptions(store=EngineCache(tmp_path / "engines")),
+            device=lambda: gpu,
+            trt=trt,
+            compiler=compiler or simulated.SimulatedCompiler(name, version),
+        )
+        made.append((backend, gpu))
+        return backend
+
+    yield make
+    for backend, gpu in made:
+        backend.close()
+        assert gpu.leaks() == []
