@@ -26,6 +26,8 @@ from gentron.errors import RequestError
     type=click.Path(path_type=Path),
     help="A folder of safetensors: ours or PixArt's.",
 )
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]",
+              help="Merge this LoRA into PixArt's transformer; repeatable.")  # fmt: skip
 @click.option("--fp16", is_flag=True, help="Store and compute in float16 [default].")
 @click.option("--fp32", is_flag=True, help="Store and compute in float32 only.")
 @click.option("--bf16", is_flag=True, help="Store and compute in bfloat16.")
@@ -42,6 +44,7 @@ from gentron.errors import RequestError
 def cli(
     model: str | None,
     checkpoint: Path | None,
+    loras: tuple[str, ...],
     output: Path | None,
     only: tuple[str, ...],
     resume: bool,
@@ -78,6 +81,7 @@ def cli(
         bundle = export_bundle(
             model=model,
             checkpoint=checkpoint,
+            loras=loras,
             output=output,
             only=only,
             resume=resume,

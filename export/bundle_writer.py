@@ -51,6 +51,7 @@ def export_bundle(
     *,
     model: str | None = None,
     checkpoint: Path | str | None = None,
+    loras: Sequence[str] = (),
     fp16: bool = False,
     fp32: bool = False,
     bf16: bool = False,
@@ -65,11 +66,12 @@ def export_bundle(
 ) -> Path:
     """Exports one model; keywords are the options of `gentron-export`. Returns the bundle.
 
-    One of `model` (a preset's name) and `checkpoint` (a folder); at most one of the precisions,
-    fp16 by default. fp16 and bf16 bundles also hold float32 graphs over the same weights. Every
-    graph is compared with torch before anything appears at `output` (default: ./NAME). `only`
-    exports some components; the rest of the bundle is left out. What an interrupted export has
-    finished stays in a hidden folder beside the output, and `resume` goes on from there.
+    One of `model` (a preset's name) and `checkpoint` (a folder), into which `loras` (FILE or
+    FILE:SCALE) are merged; at most one of the precisions, fp16 by default. fp16 and bf16 bundles
+    also hold float32 graphs over the same weights. Every graph is compared with torch before
+    anything appears at `output` (default: ./NAME). `only` exports some components; the rest of the
+    bundle is left out. What an interrupted export has finished stays in a hidden folder beside the
+    output, and `resume` goes on from there.
     `isolate` gives every component a process of its own (default: if the model is large).
     `found` is told what a foreign checkpoint is, what of it is dropped and on what terms it may be
     used, a line at a time; `planned`, disk and time before anything is written. Raises
@@ -83,8 +85,12 @@ def export_bundle(
     precision = chosen[0] if chosen else "fp16"
     if shard_size < 1_000_000:
         raise RequestError("shard_size", f"must be at least 1000000 bytes, got {shard_size}")
+    if model is not None and loras:
+        raise RequestError("lora", "a preset has random weights; give --checkpoint instead")
     origin = (
-        from_preset(preset(model)) if model is not None else from_checkpoint(Path(str(checkpoint)))
+        from_preset(preset(model))
+        if model is not None
+        else from_checkpoint(Path(str(checkpoint)), loras)
     )
     for line in origin.notes:
         found(line)

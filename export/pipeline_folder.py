@@ -151,7 +151,7 @@ def _of_card(text: str) -> str:
     matter = _FRONT_MATTER.match(text)
     if matter is None:
         return ""
-    found = dict(
+    found: dict[str, str] = dict(
         re.findall(r"^(license|license_name):[ \t]*[\"']?([^\s\"'#]+)", matter[1], re.MULTILINE)
     )
     if found.get("license", "other") == "other":

@@ -8,16 +8,17 @@ PixArtTransformer2DModel, PixArtAlphaPipeline and PixArtSigmaPipeline say what e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from gentron.config import GenTronConfig, SamplingDefaults, TextConfig
+from gentron.config import GenTronConfig, SamplingDefaults
 from gentron.contract import text_encoder_name
 from gentron.errors import BundleError
 from gentron.export.components import TRANSFORMER, VAE, Source
+from gentron.export.lora import merge, parse_lora, read_lora
 from gentron.export.pipeline_folder import (
     Licence,
     find_licence,
@@ -25,6 +26,7 @@ from gentron.export.pipeline_folder import (
     pipeline_tensors,
     read_json,
 )
+from gentron.export.pixart_config import pixart_config
 from gentron.export.pixart_tensors import (
     SIZE_LAYERS,
     UNUSED,
@@ -42,7 +44,6 @@ from gentron.weights import StoredTensor
 
 # Token limits of the pipelines' own `max_sequence_length`.
 PIPELINES = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
-TRANSFORMERS = ("PixArtTransformer2DModel", "Transformer2DModel")
 STEPS, GUIDANCE = 20, 4.5  # defaults of both pipelines
 TEXT = text_encoder_name(0)
 TIED = "encoder.embed_tokens.weight"  # T5's second name for `shared.weight`
@@ -54,24 +55,12 @@ SOLVERS = {
     "UniPCMultistepScheduler": "unipc",
     "FlowMatchEulerDiscreteScheduler": "euler",
 }
-# Values of the transformer's config.json that this network has; the first is the class's default.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "norm_type": ("ada_norm_single",),
-    "activation_fn": ("gelu-approximate",),
-    "norm_elementwise_affine": (False,),
-    "norm_eps": (1e-6,),
-    "attention_bias": (True,),
-    "attention_type": ("default", None),
-    "double_self_attention": (False,),
-    "only_cross_attention": (False,),
-    "num_vector_embeds": (None,),
-    "qk_norm": (None, False),
-}
 
 
-def from_pixart(folder: Path) -> Origin:
+def from_pixart(folder: Path, loras: Sequence[str] = ()) -> Origin:
     """A folder that diffusers' PixArtAlphaPipeline or PixArtSigmaPipeline opens; everything else
-    is refused with a BundleError that names the file and says what to do."""
+    is refused with a BundleError that names the file and says what to do. `loras` (FILE or
+    FILE:SCALE) are merged into the transformer in their order."""
     index = read_json(folder / "model_index.json")
     pipeline = str(index.get("_class_name"))
     stored = {
@@ -82,9 +71,11 @@ def from_pixart(folder: Path) -> Origin:
     source, head_channels = _source(folder, pipeline, stored[TRANSFORMER])
     config = source.config
     shapes = {name: tensor.shape for name, tensor in stored[TRANSFORMER].items()}
-    check_names(str(folder / TRANSFORMER), shapes, source_shapes(config, head_channels))
-    if TIED in (text := stored[TEXT]):
-        text.setdefault("shared.weight", text.pop(TIED))
+    expected = source_shapes(config, head_channels)
+    check_names(str(folder / TRANSFORMER), shapes, expected)
+    adapters = tuple(read_lora(*parse_lora(text), expected) for text in loras)
+    if TIED in (encoder := stored[TEXT]):
+        encoder.setdefault("shared.weight", encoder.pop(TIED))
     for part in (TEXT, VAE):
         check_tensors(folder / part, dict(expected_tensors(source, part)), stored[part])
     rules = pixart_rules(config, head_channels)
@@ -93,23 +84,31 @@ def from_pixart(folder: Path) -> Origin:
         if part != TRANSFORMER:
             return read_tensor(stored[part][name])
         rule = rules[name]
-        return rule.make([read_tensor(stored[part][source]) for source in rule.sources])
+        return rule.make(
+            [merge(adapters, source, read_tensor(stored[part][source])) for source in rule.sources]
+        )
 
     about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
     licence = find_licence(folder)
     solver = SOLVERS[source.scheduler["_class_name"]]
+    provenance: dict[str, Any] = {
+        "imported from": f"{_kind(pipeline, config)}, a diffusers {pipeline}"
+    }
+    if adapters:
+        provenance["loras"] = [adapter.provenance for adapter in adapters]
+    merged = [f"merging {a.file.name} at {a.scale:g} into {len(a.pairs)} layers" for a in adapters]
     return Origin(
         name=folder.resolve().name,
         source=source,
         weights=about.get("weights", "trained"),
-        fingerprint=_fingerprint(folder, stored),
+        fingerprint=_fingerprint(folder, stored) | {"loras": provenance.get("loras", [])},
         defaults=SamplingDefaults(solver, STEPS, GUIDANCE),
         tokenizers=(_tokenizer(folder / "tokenizer"),),
         read=read,
-        provenance={"imported from": f"{_kind(pipeline, config)}, a diffusers {pipeline}"},
+        provenance=provenance,
         licences=_licences(licence),
         extras={name: folder / name for name in EXTRAS if (folder / name).exists()} | licence.files,
-        notes=tuple(_notes(pipeline, config, head_channels, shapes, licence)),
+        notes=(*_notes(pipeline, config, head_channels, shapes, licence), *merged),
     )
 
 
@@ -157,81 +156,6 @@ def _source(folder: Path, pipeline: str, tensors: Mapping[str, StoredTensor]) ->
         )
     head = int(values.get("out_channels") or config.latent_channels)
     return Source(config, (encoder,), vae, scheduler), head
-
-
-def pixart_config(
-    values: Mapping[str, Any],
-    where: str,
-    *,
-    text_width: int,
-    max_tokens: int,
-    size_conditioning: bool,
-    factor: int,
-) -> GenTronConfig:
-    """GenTron's configuration from the contents of a PixArt transformer's config.json.
-
-    `size_conditioning` is whether the weights have its layers, `factor` pixels per latent. Raises
-    BundleError, beginning with `where`, for what diffusers' class cannot be or we do not do.
-    """
-    name = values.get("_class_name")
-    if name not in TRANSFORMERS:
-        raise BundleError(f"{where}: {name!r} is not supported; one of {', '.join(TRANSFORMERS)}")
-    for key, allowed in _FIXED.items():
-        if values.get(key, allowed[0]) not in allowed:
-            raise BundleError(
-                f"{where}: {key} {values[key]!r} is not supported; PixArt has {allowed[0]!r}"
-            )
-    said = values.get("use_additional_conditions")
-    if said is not None and said != size_conditioning:
-        raise BundleError(
-            f"{where}: use_additional_conditions is {said}, but the weights "
-            f"{'have' if size_conditioning else 'lack'} {SIZE_LAYERS}*; correct what is wrong"
-        )
-    try:
-        heads, head_width = int(values["num_attention_heads"]), int(values["attention_head_dim"])
-        channels, patch = int(values["in_channels"]), int(values["patch_size"])
-        depth, sample = int(values["num_layers"]), int(values["sample_size"])
-        captions = int(values["caption_channels"])
-        scale = values.get("interpolation_scale")
-        interpolation = float(max(sample // 64, 1) if scale is None else scale)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"{where}: not a PixArt configuration ({error!r}); copy it again"
-        ) from None
-    width = heads * head_width
-    if values.get("out_channels") not in (None, channels, 2 * channels):
-        raise BundleError(
-            f"{where}: out_channels {values['out_channels']} is not supported; PixArt predicts "
-            f"noise ({channels}) or noise and variance ({2 * channels})"
-        )
-    if values.get("cross_attention_dim", width) != width:
-        raise BundleError(
-            f"{where}: cross_attention_dim {values['cross_attention_dim']!r} is not supported; "
-            f"PixArt's is its width, {width}"
-        )
-    if captions != text_width:
-        raise BundleError(
-            f"{where}: caption_channels {captions}, the text encoder is {text_width} wide; give "
-            "the pipeline the text_encoder it was trained with"
-        )
-    native = sample * factor
-    return GenTronConfig(
-        width=width,
-        depth=depth,
-        mlp_width=4 * width,
-        text=(TextConfig("t5", text_width, max_tokens, projected=True, lower_case=True),),
-        heads=heads,
-        latent_channels=channels,
-        patch=patch,
-        sample_height=sample,
-        sample_width=sample,
-        cross_attention_norm=False,
-        adaln="shared",
-        size_conditioning=size_conditioning,
-        position_base=sample // patch,
-        position_interpolation=interpolation,
-        side_range=(min(64, native), max(2048, 2 * native)),
-    )
 
 
 def _tokenizer(folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gentron.bundle import MANIFEST
 from gentron.config import GenTronConfig, ModelSpec, SamplingDefaults
 from gentron.contract import text_encoder_name
-from gentron.errors import BundleError
+from gentron.errors import BundleError, RequestError
 from gentron.export.components import TRANSFORMER, VAE, Source
 from gentron.export.stand_in import stand_in_tokenizer
 from gentron.export.storage import TYPE_NAMES, TensorSource
@@ -140,9 +140,9 @@ def _heads(source: Source, folder: str) -> int:
     return int(source.encoders[names.index(folder)]["num_heads"])
 
 
-def from_checkpoint(folder: Path) -> Origin:
+def from_checkpoint(folder: Path, loras: Sequence[str] = ()) -> Origin:
     """A folder in diffusers' pipeline layout, of ours or of PixArt's; every missing, extra or
-    misshapen tensor is named."""
+    misshapen tensor is named. `loras` are merged into PixArt's transformer."""
     from gentron.export.pixart import PIPELINES, from_pixart
 
     if not (folder / "model_index.json").is_file():
@@ -151,7 +151,9 @@ def from_checkpoint(folder: Path) -> Origin:
         )
     kind = _json(folder / "model_index.json").get("_class_name")
     if kind in PIPELINES:
-        return from_pixart(folder)
+        return from_pixart(folder, loras)
+    if loras:
+        raise RequestError("lora", f"{folder} is not PixArt's, and no other transformer takes one")
     if kind not in (None, OWN_PIPELINE):
         raise BundleError(
             f"{folder / 'model_index.json'}: {kind!r} is not supported; --checkpoint takes "

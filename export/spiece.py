@@ -50,11 +50,10 @@ def spiece_tokenizer(file: Path, extra_ids: int = EXTRA_IDS) -> str:
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=found.unknown, byte_fallback=False))
     if found.normaliser:
         tokenizer.normalizer = normalizers.Precompiled(found.normaliser)
-    words = {"replacement": SPACE, "prepend_scheme": "always", "split": True}
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**words)]
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(SPACE, "always", True)]
     )
-    tokenizer.decoder = decoders.Metaspace(**words)
+    tokenizer.decoder = decoders.Metaspace(SPACE, "always", True)
     end = tokenizer.token_to_id(END)
     if end is None or tokenizer.token_to_id(PAD) is None:
         raise BundleError(f"{file}: has no {PAD} or no {END}; it is not T5's vocabulary")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gentron.bundle import Bundle
 from gentron.export.bundle_writer import export_bundle
@@ -233,6 +235,29 @@ def _check_against_transformer(bundle: Bundle, transformer: Any) -> None:
         feeds |= run("text_projection", {"hidden_1": hidden.numpy(), "mask_1": mask.numpy()})
         found = run("denoiser", feeds)["next_state"][:, 0, 0]
     assert np.abs(found - wanted).max() < 1e-5
+
+
+def test_a_decoder_that_leaves_float16_gets_its_float32_graph_alone(pixart, tmp_path) -> None:
+    """As SDXL's autoencoder does, which PixArt-Sigma uses."""
+    folder = Path(shutil.copytree(pixart("sigma").folder, tmp_path / "loud"))
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.conv_in.weight"] *= 30_000  # a norm follows
+    save_file(tensors, file)
+    doing: list[str] = []
+    bundle = export_bundle(
+        checkpoint=folder,
+        only=["vae_decoder"],
+        output=tmp_path / "out",
+        progress=lambda component, what, share: doing.append(what),
+    )
+    opened = Bundle.open(bundle)
+    assert opened.manifest.precisions["vae_decoder"] == ("fp32",)
+    assert not (bundle / "vae" / "decoder.fp16.onnx").exists()
+    assert any(what.startswith("float16 left out: reaches ") for what in doing)
+    (found,) = json.loads((bundle / "export-report.json").read_text())["components"]
+    assert not found["ranges"]["passed"]
+    assert {a["compute"] for a in found["parity"]} == {"float32"}
 
 
 def test_a_bundle_says_what_it_is_and_on_what_terms(whole, pixart) -> None:

@@ -13,7 +13,7 @@ from diffusers import PixArtTransformer2DModel
 from diffusers.models.embeddings import get_2d_sincos_pos_embed, get_timestep_embedding
 from torch import Tensor
 
-from gentron.export.pixart import pixart_config
+from gentron.export.pixart_config import pixart_config
 from gentron.export.pixart_tensors import pixart_rules, source_shapes
 from gentron.export.source import from_checkpoint
 from gentron.model import GenTron
