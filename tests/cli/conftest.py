@@ -163,7 +163,8 @@ def export_refused(gentron_export: Command, desk: Path) -> Callable[..., str]:
 def check_refusal(command: Command, desk: Path, *arguments: object, progress: bool = False) -> str:
     """Exit code 2, nothing on stdout, one line of error (or click's usage), every file as it was.
 
-    Warnings may precede it, and with `progress` the lines in which an export says what it is at.
+    Warnings may precede it, the backend that was chosen, and with `progress` the lines in which an
+    export says what it is at.
     """
     before = every_file(desk)
     done = command(*arguments)
@@ -176,7 +177,8 @@ def check_refusal(command: Command, desk: Path, *arguments: object, progress: bo
         return lines[-1]
     reason = lines.pop()
     assert reason.startswith("error: "), done.stderr
-    assert progress or all(line.startswith("warning: ") for line in lines), done.stderr
+    usual = ("warning: ", "backend ")
+    assert progress or all(line.startswith(usual) for line in lines), done.stderr
     return reason
 
 

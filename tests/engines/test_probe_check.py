@@ -309,8 +309,7 @@ class OpenVinoEngine(PlainEngine):
         self._model = core.compile_model(core.read_model(graph), "CPU", settings)
         used = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         precision = {"f32": "float32", "bf16": "bfloat16"}[used]
-        version = openvino.get_version()
-        self.info = EngineInfo(component.name, "openvino", "cpu", precision, version)
+        self.info = EngineInfo(component.name, "openvino", "cpu", precision, openvino.__version__)
 
     def run(self, feeds: Mapping[str, Array]) -> Outputs:
         results = self._model(dict(feeds))
