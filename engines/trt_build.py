@@ -44,7 +44,7 @@ MEMORY_VARIABLE = "GENTRON_BUILD_BYTES"
 LEVELS = range(6)  # builder_optimization_level
 
 # What a build needs besides `BASE_BYTES`, in bytes per byte of weights. Measured with TensorRT-RTX
-# 1.7: 1.3 (3.7 GB of weights) to 2.2 (0.8 GB) of its own, and once the weights, mapped from their
+# 1.7: 1.3 (3.7 GB of weights) to 2.1 (0.8 GB) of its own, and once the weights, mapped from their
 # file, which the system can drop but reads again and again; and once more where the plan is held
 # instead of written while it is made.
 BASE_BYTES = 600_000_000
