@@ -57,7 +57,8 @@ CLASSES = re.compile(
     r"|ILogger|INetworkDefinition|IOptimizationProfile|IProgressMonitor|IStreamWriter|ITensor"
     r"|IConstantLayer|IConvolutionLayer|IDeconvolutionLayer|LayerInformationFormat|LayerType"
     r"|MemoryPoolType|NetworkDefinitionCreationFlag|OnnxParser|ParserError|ProfilingVerbosity"
-    r"|Weights)"
+    r"|ExecutionContextAllocationStrategy|IExecutionContext|IRuntimeCache|IRuntimeConfig|Runtime"
+    r"|TensorIOMode|Weights)"
 )
 
 
