@@ -1,0 +1,55 @@
+"""`python -m gentron.engines.trt_worker`: one large build in a process of its own.
+
+Builders hold several times the weights and cannot be interrupted in the middle of a step. A process
+can be killed at once, and if the system runs out of memory it takes this one.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gentron.engines.host_memory import peak_bytes
+from gentron.isolated import Watch, run_isolated, serve
+
+if TYPE_CHECKING:
+    from gentron.engines.compiler import Facts, Job, Report
+    from gentron.engines.trt_build import TensorRtCompiler
+
+LARGE = 500_000_000  # bytes of weights beside the graph; smaller builds take seconds
+LOG = "build.log"
+
+
+def is_large(job: Job) -> bool:
+    weights = job.graph.file.parent.glob("*.safetensors")
+    return sum(file.stat().st_size for file in weights) > LARGE
+
+
+def build_isolated(compiler: TensorRtCompiler, job: Job, folder: Path, report: Report) -> Facts:
+    """As `compiler.build`. Raises what it raises, ResourceError if its process was killed."""
+    # Between two processes of ours, through a pipe: nothing that lies in a file is unpickled.
+    payload = pickle.dumps((compiler.backend, compiler.workspace, compiler.level, job, folder))
+    done = run_isolated(
+        job.graph.component.name,
+        "gentron.engines.trt_worker",
+        [],
+        folder / LOG,
+        lambda doing, share, _: report(doing, share),
+        payload=payload,
+    )
+    facts: Facts = done.result
+    return facts
+
+
+def work(payload: bytes, watch: Watch) -> Any:
+    from gentron.engines.trt_build import TensorRtCompiler
+
+    backend, workspace, level, job, folder = pickle.loads(payload)
+    compiler = TensorRtCompiler(backend, workspace=workspace, level=level)
+    return compiler.build(job, folder, lambda doing, share: watch(doing, share, peak_bytes()))
+
+
+if __name__ == "__main__":
+    sys.exit(serve(work))
