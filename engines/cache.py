@@ -22,7 +22,15 @@ from pathlib import Path
 
 from gentron.digests import cache_folder, check_own, first_differing, read_digest, remember
 from gentron.engines.compiler import Compiler, Job, Report
-from gentron.engines.store import ENTRY, EngineKey, EngineStore, Entry, Prove, StoredFile
+from gentron.engines.store import (
+    ENTRY,
+    EngineKey,
+    EngineStore,
+    Entry,
+    Prove,
+    StoredFile,
+    UnusableStoreError,
+)
 from gentron.errors import BackendError, BundleError, ResourceError
 
 log = logging.getLogger(__name__)
@@ -212,7 +220,7 @@ class EngineCache(EngineStore):
             self.folder.mkdir(mode=0o700, exist_ok=True)
             check_own(self.folder)
         except OSError as error:
-            raise BackendError(
+            raise UnusableStoreError(
                 f"engine cache: {error.strerror or error}: {self.folder}; engines are code, so "
                 "only you may write there; set XDG_CACHE_HOME to a folder of your own"
             ) from error

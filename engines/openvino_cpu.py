@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +20,10 @@ from gentron.engines.openvino_engine import (
     fixed_shape,
 )
 from gentron.engines.options import EngineOptions
-from gentron.engines.store import StaleEngineError
+from gentron.engines.store import StaleEngineError, UnusableStoreError
 from gentron.errors import BackendError
+
+log = logging.getLogger(__name__)
 
 # Of one component. Each holds its own copy of the weights; who alternates between more shapes than
 # this waits each time for an import.
@@ -62,7 +66,10 @@ class ModelShelf:
 
     def _make(self, job: Job) -> Model:
         if job.graph.digest:
-            return self._obtain(job)
+            try:
+                return self._obtain(job)
+            except UnusableStoreError as error:
+                _warn_once(f"{error}; until then every start compiles anew")
         model = self._compiler.device.compile(job.graph, job.profiles[0], job.precision)
         self._compiler.prove(job, model)
         return model
@@ -83,6 +90,11 @@ class ModelShelf:
             entry = self._store.obtain(job, self._compiler, self._report, prove)
         # A fresh one was imported for its proof.
         return proven[-1] if proven else device.load(entry.file(BLOB), job.precision)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 class OpenVinoBackend(Backend):

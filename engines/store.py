@@ -24,6 +24,10 @@ ENTRY = "entry.json"
 Prove = Callable[[Path], Facts]  # runs an engine's files against its probes, where it can run
 
 
+class UnusableStoreError(BackendError):
+    """Nothing can be kept here: no such disk, or a folder that others can write to."""
+
+
 class StaleEngineError(BackendError):
     """An engine's files are as written, and yet it cannot be loaded: rebuild it."""
 

@@ -237,3 +237,14 @@ def test_the_number_of_threads_is_what_was_asked_for(bundle, compiler):
     graph = bundle_graph(bundle, "conditioner", "fp32")
     model = OpenVinoCpu(1).compile(graph, {}, "fp32")
     assert model.compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_where_nothing_can_be_kept_it_compiles_in_memory_and_says_so(bundle, tmp_path, caplog):
+    folder = tmp_path / "open to all"
+    folder.mkdir()
+    folder.chmod(0o777)
+    graph = bundle_graph(bundle, "conditioner", "fp32")
+    kept = modulation(EngineOptions(store=EngineCache(tmp_path / "engines")), graph)
+    assert np.array_equal(modulation(EngineOptions(store=EngineCache(folder)), graph), kept)
+    assert "every start compiles anew" in caplog.text
+    assert list(folder.iterdir()) == []
