@@ -7,6 +7,7 @@ be used again. All of it is used in the order of one stream, so it may be given 
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 import weakref
@@ -51,8 +52,7 @@ class Pool(Generic[Block]):
             try:
                 block = self._allocate(size)
             except ResourceError:
-                if not self._idle_bytes:
-                    raise
+                gc.collect()  # a request that was dropped halfway is a cycle, with all its tensors
                 self.trim()
                 block = self._allocate(size)
         self._used[block.address] = block
@@ -164,6 +164,7 @@ class Arena:
                 if self._scratch is not None:
                     self._scratch.free()
                     self._scratch = None
+                self.device.synchronize()  # when the driver gives freed memory back
 
     def _forget(self, addresses: set[int]) -> None:
         for holder in self.holders:

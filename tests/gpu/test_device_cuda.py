@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gentron.engines import backend_named, backend_reports
+from gentron.engines.device_buffers import Arena, DeviceBuffer
 from gentron.engines.device_cuda import (
     CudaDevice,
     CudaHostMemory,
@@ -22,10 +23,7 @@ from gentron.engines.trt_run import missing
 from gentron.errors import BackendError, RequestError, ResourceError
 
 without_driver = pytest.mark.skipif(not driver_missing(), reason="this machine has a driver")
-with_driver = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(bool(driver_missing()), reason="no NVIDIA driver on this machine"),
-]
+with_driver = pytest.mark.skipif(bool(driver_missing()), reason="no NVIDIA driver here")
 
 
 @without_driver
@@ -113,15 +111,121 @@ def test_cuda_core_has_every_name_that_is_used():
     assert core.StreamOptions(nonblocking=True).nonblocking
 
 
-@pytest.fixture
-def device():
+class HostCore:
+    """cuda.core with the signatures of its stubs, on the host's memory; everything runs at once."""
+
+    LARGEST = 1 << 30
+
+    def __init__(self):
+        self.recording = None
+        core = self
+
+        class Buffer:
+            def __init__(self, ptr, size, owner):
+                self.handle, self.size, self.owner = ptr, size, owner
+
+            @staticmethod
+            def from_handle(ptr, size, mr=None, owner=None, *, stream=None):
+                return Buffer(ptr, size, owner)
+
+            def copy_to(self, dst=None, *, stream, options=None):
+                assert dst.size == self.size
+                stream.do(lambda: ctypes.memmove(dst.handle, self.handle, self.size))
+                return dst
+
+            def fill(self, value, *, stream):
+                stream.do(lambda: ctypes.memset(self.handle, value, self.size))
+
+            def close(self, stream=None):
+                self.owner = None
+
+        class Stream:
+            handle = 0x77
+
+            def do(self, work):
+                work() if core.recording is None else core.recording.append(work)
+
+            def record(self, event=None, options=None):
+                return SimpleNamespace(sync=lambda: None)
+
+            def sync(self):
+                assert core.recording is None
+
+            def create_graph_builder(self):
+                return GraphBuilder()
+
+            def close(self):
+                pass
+
+        class GraphBuilder:
+            def begin_building(self, mode="relaxed"):
+                assert mode == "thread_local"
+                core.recording = []
+
+            def end_building(self):
+                self.works, core.recording = core.recording, None
+                return self
+
+            def complete(self, options=None):
+                return Graph(self.works)
+
+        class Graph:
+            def __init__(self, works):
+                self.works = works
+
+            def upload(self, stream):
+                pass
+
+            def launch(self, stream):
+                for work in self.works:
+                    stream.do(work)
+
+            def close(self):
+                self.works = []
+
+        class Device:
+            name, compute_capability = "Host", (8, 9)
+
+            def __init__(self, index):
+                assert index == 0
+
+            def set_current(self, ctx=None):
+                pass
+
+            def create_stream(self, obj=None, options=None):
+                assert options.nonblocking
+                return Stream()
+
+            def allocate(self, size, *, stream):
+                if size > core.LARGEST:
+                    raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
+                raw = ctypes.create_string_buffer(size + 256)
+                start = ctypes.addressof(raw)
+                return Buffer(start + -start % 256, size, raw)
+
+        class LegacyPinnedMemoryResource:
+            def allocate(self, size, *, stream=None):
+                return Device(0).allocate(size, stream=stream)
+
+        self.Buffer, self.Device = Buffer, Device
+        self.LegacyPinnedMemoryResource = LegacyPinnedMemoryResource
+        self.StreamOptions = lambda nonblocking, priority=None: SimpleNamespace(
+            nonblocking=nonblocking
+        )
+
+
+@pytest.fixture(
+    params=["host", pytest.param("cuda", marks=[pytest.mark.cuda, with_driver])],
+)
+def device(request, monkeypatch):
+    if request.param == "host":
+        monkeypatch.setattr("gentron.engines.device_cuda.driver_missing", lambda: "")
+        monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(core=HostCore()))
     found = CudaDevice()
     yield found
     found.close()
 
 
-@pytest.mark.cuda
-@with_driver[1]
 def test_bytes_go_to_the_gpu_and_come_back(device):
     with device.held():
         memory, host = device.allocate(1 << 20), device.allocate_host(1 << 20)
@@ -143,8 +247,6 @@ def test_bytes_go_to_the_gpu_and_come_back(device):
         host.free()
 
 
-@pytest.mark.cuda
-@with_driver[1]
 def test_captured_work_runs_when_it_is_launched_and_not_before(device):
     with device.held():
         memory, host = device.allocate(256), device.allocate_host(256)
@@ -163,8 +265,39 @@ def test_captured_work_runs_when_it_is_launched_and_not_before(device):
         host.free()
 
 
-@pytest.mark.cuda
-@with_driver[1]
 def test_more_memory_than_there_is_is_a_resource_error(device):
     with device.held(), pytest.raises(ResourceError, match="no memory left"):
         device.allocate(1 << 50)
+
+
+def test_an_error_during_a_capture_ends_the_capture(device):
+    def fail():
+        raise BackendError("denoiser: executing failed")
+
+    with device.held():
+        memory = device.allocate(256)
+        with pytest.raises(BackendError, match="denoiser: executing failed"):
+            device.capture(fail)
+        device.clear(memory)
+        device.synchronize()
+        memory.free()
+
+
+def test_tensors_and_staging_work_on_it(device):
+    arena = Arena(device)
+    values = np.random.default_rng(1).normal(size=(3, 700_000)).astype(np.float32)  # > 8 segments
+    buffer = DeviceBuffer(arena, values.shape, values.dtype, zeroed=True)
+    assert not buffer.read().any()
+    buffer.write(values)
+    later = buffer.start_read()
+    buffer.write(values * 0)
+    np.testing.assert_array_equal(later(), values)
+    assert not buffer.read().any()
+    arena.close()
+
+
+def test_an_absent_cuda_core_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("gentron.engines.device_cuda.driver_missing", lambda: "")
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    with pytest.raises(BackendError, match="pip install 'cuda-core"):
+        CudaDevice()

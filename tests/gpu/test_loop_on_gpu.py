@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,7 @@ def test_a_request_that_is_dropped_halfway_leaves_nothing_in_use(bundle, gpu, ba
         next(steps), next(steps)
         del steps
         found = pipeline("a cat", **REQUEST)
+        gc.collect()
         assert backend._arena.tensors.used_bytes == 0
     np.testing.assert_array_equal(found.latents, wanted.latents)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from dataclasses import replace
@@ -224,6 +225,23 @@ def test_memory_that_ran_out_is_given_back_by_what_is_idle_first(simulated, bund
     engine.close()
 
 
+def test_memory_of_a_request_that_was_dropped_is_found_again_when_it_is_needed(
+    simulated, bundle, backend_on
+):
+    gpu = simulated.SimulatedGpu()
+    engine = backend_on(gpu).load(bundle_graph(bundle, "denoiser", "fp32"), "fp32")
+    gc.disable()
+    try:
+        cycle = [engine.buffer("noise", (1, 1, 4, 64, 64))]
+        cycle.append(cycle)
+        del cycle
+        gpu.memory = gpu.used_bytes + 1024
+        engine.buffer("noise", (1, 1, 4, 64, 66))
+    finally:
+        gc.enable()
+    engine.close()
+
+
 def test_a_closed_engine_and_a_closed_backend_say_so(bundle, gpu, backend_on):
     backend = backend_on(gpu)
     engine = backend.load(bundle_graph(bundle, "denoiser", "fp32"), "fp32")
@@ -282,6 +300,61 @@ def test_damaged_kernels_are_dropped_with_one_line(load, caplog, damage, monkeyp
         load(name="tensorrt-rtx").close()
     assert "is damaged; dropped" in caplog.text
     assert file.read_bytes()  # made again
+
+
+def test_kernels_of_another_driver_are_dropped(load, caplog, monkeypatch, tmp_path, simulated):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir(mode=0o700)
+    load(name="tensorrt-rtx").close()
+    monkeypatch.setattr(simulated.RuntimeCache, "deserialize", lambda cache, blob: False)
+    with caplog.at_level(logging.WARNING):
+        load(name="tensorrt-rtx").close()
+    assert "another version or for another GPU or driver; dropped" in caplog.text
+
+
+def test_kernels_that_others_could_have_written_are_not_loaded(
+    load, caplog, monkeypatch, tmp_path, simulated
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir(mode=0o700)
+    load(name="tensorrt-rtx").close()
+    folder = tmp_path / "cache" / "gentron" / "kernels"
+    folder.chmod(0o777)
+
+    def never(cache, blob):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(simulated.RuntimeCache, "deserialize", never)
+    with caplog.at_level(logging.WARNING):
+        load(name="tensorrt-rtx").close()
+    assert "others can write to" in caplog.text
+    assert "kernels cannot be kept" in caplog.text
+
+
+def test_only_the_calls_used_last_keep_a_context_of_their_own(load, bundle, monkeypatch):
+    monkeypatch.setattr("gentron.engines.trt_engine.CAPTURES_KEPT", 2)
+    engine = load("vae_decoder")
+    inputs, reference = probe_of(bundle, engine)
+    calls = []
+    for _ in range(3):
+        buffers = {"latents": engine.buffer("latents", inputs["latents"].shape)}
+        buffers["pixels"] = engine.buffer("pixels", reference["pixels"].shape)
+        buffers["latents"].write(inputs["latents"])
+        calls.append((engine.bind(buffers), buffers["pixels"]))
+    for call, _ in calls * 3:
+        call.run()
+    assert engine.captured_calls == 2
+    for call, pixels in calls:
+        call.run()
+        np.testing.assert_allclose(pixels.read(), reference["pixels"], atol=1e-3)
+    engine.close()
+
+
+def test_an_engine_whose_profiles_hold_no_probe_is_kept_with_a_warning(load, bundle, caplog):
+    side = bundle.native_size[0] * 2
+    with caplog.at_level(logging.WARNING):
+        load("vae_decoder", profiles=(f"size={side}x{side}",)).close()
+    assert "no golden probe lies within the profiles" in caplog.text
 
 
 def test_rtx_finishes_kernels_before_a_run_and_not_during_it(load, bundle):
