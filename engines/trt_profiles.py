@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,10 +57,13 @@ def _outside(component: Component, profiles: Sequence[Profile], sizes: Mapping[s
     said = []
     for axis in axes:
         unit = side_factor if axis in "hw" else 1
-        least, most = nearest[axis].least * unit, nearest[axis].most * unit
-        what = {"h": "height in pixels", "w": "width in pixels"}.get(axis, AXES[axis])
-        allowed = f"is {least}" if least == most else f"is {least} to {most}"
-        said.append(f"{what} {sizes[axis] * unit} ({axis} {allowed})")
+        size, least, most = (
+            n * unit for n in (sizes[axis], nearest[axis].least, nearest[axis].most)
+        )
+        side = {"h": "height", "w": "width"}.get(axis)
+        # Of "branch rows, 1 to 3 a sample" the first words.
+        what = f"a {side} of {size} pixels" if side else f"{size} {re.split('[,:]', AXES[axis])[0]}"
+        said.append(f"{what} ({axis} is {least if least == most else f'{least} to {most}'})")
     wanted = ",".join(_declaration(axes, nearest, sizes, side_factor))
     return RequestError(
         "profile",
