@@ -28,6 +28,7 @@ from gentron.errors import RequestError
 )
 @click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]",
               help="Merge this LoRA into PixArt's transformer; repeatable.")  # fmt: skip
+@click.option("--video", is_flag=True, help="Add untrained temporal layers: shape and speed.")
 @click.option("--fp16", is_flag=True, help="Store and compute in float16 [default].")
 @click.option("--fp32", is_flag=True, help="Store and compute in float32 only.")
 @click.option("--bf16", is_flag=True, help="Store and compute in bfloat16.")
@@ -45,6 +46,7 @@ def cli(
     model: str | None,
     checkpoint: Path | None,
     loras: tuple[str, ...],
+    video: bool,
     output: Path | None,
     only: tuple[str, ...],
     resume: bool,
@@ -82,6 +84,7 @@ def cli(
             model=model,
             checkpoint=checkpoint,
             loras=loras,
+            video=video,
             output=output,
             only=only,
             resume=resume,

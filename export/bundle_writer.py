@@ -36,6 +36,7 @@ from gentron.export.plan import ExportPlan, make_plan
 from gentron.export.source import OWN_PIPELINE, Origin, from_checkpoint, from_preset
 from gentron.export.stand_in import padded_tokenizer
 from gentron.export.storage import TensorSource, write_folder
+from gentron.export.temporal import with_temporal_layers
 from gentron.export.workspace import Workspace
 from gentron.presets import preset
 
@@ -52,6 +53,7 @@ def export_bundle(
     model: str | None = None,
     checkpoint: Path | str | None = None,
     loras: Sequence[str] = (),
+    video: bool = False,
     fp16: bool = False,
     fp32: bool = False,
     bf16: bool = False,
@@ -67,11 +69,11 @@ def export_bundle(
     """Exports one model; keywords are the options of `gentron-export`. Returns the bundle.
 
     One of `model` (a preset's name) and `checkpoint` (a folder), into which `loras` (FILE or
-    FILE:SCALE) are merged; at most one of the precisions, fp16 by default. fp16 and bf16 bundles
-    also hold float32 graphs over the same weights. Every graph is compared with torch before
-    anything appears at `output` (default: ./NAME). `only` exports some components; the rest of the
-    bundle is left out. What an interrupted export has finished stays in a hidden folder beside the
-    output, and `resume` goes on from there.
+    FILE:SCALE) are merged and to which `video` adds untrained temporal layers; at most one of the
+    precisions, fp16 by default. fp16 and bf16 bundles also hold float32 graphs over the same
+    weights. Every graph is compared with torch before anything appears at `output` (default:
+    ./NAME). `only` exports some components; the rest of the bundle is left out. What an interrupted
+    export has finished stays in a hidden folder beside the output, and `resume` goes on from there.
     `isolate` gives every component a process of its own (default: if the model is large).
     `found` is told what a foreign checkpoint is, what of it is dropped and on what terms it may be
     used, a line at a time; `planned`, disk and time before anything is written. Raises
@@ -85,13 +87,16 @@ def export_bundle(
     precision = chosen[0] if chosen else "fp16"
     if shard_size < 1_000_000:
         raise RequestError("shard_size", f"must be at least 1000000 bytes, got {shard_size}")
-    if model is not None and loras:
-        raise RequestError("lora", "a preset has random weights; give --checkpoint instead")
+    if model is not None and (loras or video):
+        field, advice = ("lora", "--checkpoint") if loras else ("video", f"--model {model}-video")
+        raise RequestError(field, f"a preset has random weights; give {advice} instead")
     origin = (
         from_preset(preset(model))
         if model is not None
         else from_checkpoint(Path(str(checkpoint)), loras)
     )
+    if video:
+        origin = with_temporal_layers(origin)
     for line in origin.notes:
         found(line)
     selected = _select(origin, only)

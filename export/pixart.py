@@ -45,6 +45,7 @@ from gentron.weights import StoredTensor
 # Token limits of the pipelines' own `max_sequence_length`.
 PIPELINES = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 STEPS, GUIDANCE = 20, 4.5  # defaults of both pipelines
+STUDENT_STEPS, STUDENT_GUIDANCE = 4, 1.0  # of PixArt-LCM, which has its guidance distilled
 TEXT = text_encoder_name(0)
 TIED = "encoder.embed_tokens.weight"  # T5's second name for `shared.weight`
 # Solver that a pipeline with this scheduler class runs.
@@ -53,6 +54,7 @@ SOLVERS = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
     "UniPCMultistepScheduler": "unipc",
+    "LCMScheduler": "lcm",
     "FlowMatchEulerDiscreteScheduler": "euler",
 }
 
@@ -102,7 +104,9 @@ def from_pixart(folder: Path, loras: Sequence[str] = ()) -> Origin:
         source=source,
         weights=about.get("weights", "trained"),
         fingerprint=_fingerprint(folder, stored) | {"loras": provenance.get("loras", [])},
-        defaults=SamplingDefaults(solver, STEPS, GUIDANCE),
+        defaults=SamplingDefaults(
+            solver, *((STUDENT_STEPS, STUDENT_GUIDANCE) if solver == "lcm" else (STEPS, GUIDANCE))
+        ),
         tokenizers=(_tokenizer(folder / "tokenizer"),),
         read=read,
         provenance=provenance,

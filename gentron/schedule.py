@@ -32,11 +32,14 @@ COSINE_OFFSET = 0.008  # ibid., eq. 17
 
 _PREFIX = "scheduler config:"
 _FLOW_CLASS = "FlowMatchEulerDiscreteScheduler"
+_LCM_CLASS = "LCMScheduler"
+_LCM_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _SPACING_DEFAULTS: dict[str, Spacing] = {  # `timestep_spacing` where the key is absent
     "DDPMScheduler": "leading",
     "DDIMScheduler": "leading",
     "DPMSolverMultistepScheduler": "linspace",
     "UniPCMultistepScheduler": "linspace",
+    _LCM_CLASS: "leading",
     _FLOW_CLASS: "linspace",  # not used: flow has one spacing per solver
 }
 _CLIPPING_CLASSES = ("DDPMScheduler", "DDIMScheduler")  # here clip_sample is true unless said
@@ -68,6 +71,7 @@ _READ = {
     *("prediction_type", "use_flow_sigmas", "shift", "flow_shift", "timestep_spacing"),
     *("steps_offset", "set_alpha_to_one", "final_sigmas_type", "lower_order_final"),
     *("euler_at_final", "disable_corrector", "variance_type", "clip_sample", "lambda_min_clipped"),
+    *("original_inference_steps", "timestep_scaling"),
 }
 _INERT = {  # without effect unless a refused key is on, or only in classes that are not read here
     *("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "time_shift_type"),
@@ -90,6 +94,8 @@ class NoiseSchedule:
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"  # where DPM-Solver and UniPC end
     lower_order_final: bool = True
     euler_at_final: bool = False
+    lcm_steps: int = 50  # of the teacher that a consistency student was distilled from
+    lcm_scaling: float = 10.0  # of timesteps in a consistency student's boundary condition
     disable_corrector: tuple[int, ...] = ()  # UniPC: steps whose result is not corrected
     variance: Literal["fixed_small", "fixed_large"] = "fixed_small"  # of DDPM's noise
     # DDPM and DDIM would clip every predicted x0 to -1..1, which no linear update can do. The
@@ -133,7 +139,8 @@ class NoiseSchedule:
         spacing = _choice(config, "timestep_spacing", _SPACING_DEFAULTS[name], spacings)
         alphas_cumprod: Float64Array = np.empty(0)
         if not flow:
-            alphas_cumprod = np.multiply.accumulate(1.0 - _betas(config, num))
+            defaults = _LCM_BETAS if name == _LCM_CLASS else {}
+            alphas_cumprod = np.multiply.accumulate(1.0 - _betas({**defaults, **config}, num))
             _check_lambda_min(config, alphas_cumprod)
         alphas_cumprod.setflags(write=False)
         return cls(
@@ -147,6 +154,8 @@ class NoiseSchedule:
             final_sigmas_type=cast(Literal["zero", "sigma_min"], final),
             lower_order_final=_flag(config, "lower_order_final", True),
             euler_at_final=_flag(config, "euler_at_final", False),
+            lcm_steps=_lcm_steps(config, num),
+            lcm_scaling=_number(config, "timestep_scaling", 10.0),
             disable_corrector=_indices(config, "disable_corrector"),
             variance=_variance(config),
             clip_sample=_flag(config, "clip_sample", name in _CLIPPING_CLASSES),
@@ -233,6 +242,16 @@ def _variance(config: Mapping[str, Any]) -> Literal["fixed_small", "fixed_large"
         f"{_PREFIX} variance_type {given!r} is not supported; keep only the channels that predict "
         "the mean and set it to null, 'fixed_small' or 'fixed_large'"
     )
+
+
+def _lcm_steps(config: Mapping[str, Any], num: int) -> int:
+    steps = _integer(config, "original_inference_steps", min(50, num), at_least=1)
+    if steps > num:
+        raise BundleError(
+            f"{_PREFIX} original_inference_steps must be at most num_train_timesteps ({num}), got "
+            f"{steps}"
+        )
+    return steps
 
 
 def _indices(config: Mapping[str, Any], key: str) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ NUM_INPUTS = NUM_SLOTS + 2
 FLOW_START_MARGIN = 1e-6
 # With fewer steps than this, `lower_order_final` ends 2M with a first-order step (as in diffusers).
 FEW_STEPS = 15
+LCM_SIGMA_DATA = 0.5  # Luo et al. 2023, arXiv 2310.04378, and diffusers
 
 
 class Path(NamedTuple):
@@ -199,6 +200,33 @@ def ddpm(schedule: NoiseSchedule, steps: int) -> tuple[Path, Float64Array]:
         (np.sqrt(step_alpha) * next_variance / sigma**2, _unit_rows(steps, 0)),
         (next_alpha * (1.0 - step_alpha) / sigma**2, _data_rows(schedule, alpha, sigma)),
         (noise, _unit_rows(steps, NOISE)),
+    )
+    return path, _memoryless(latents)
+
+
+def lcm(schedule: NoiseSchedule, steps: int) -> tuple[Path, Float64Array]:
+    """Multistep consistency sampling, Luo et al. 2023, arXiv 2310.04378, algorithm 3.
+
+    The network's x0 passes the boundary condition of consistency models (Song et al. 2023, arXiv
+    2303.01469, section 3) and is noised anew to the next timestep; the last step adds no noise. The
+    timesteps are some of the teacher's `lcm_steps` (diffusers' class LCMScheduler).
+    """
+    teacher = schedule.lcm_steps
+    if steps > teacher:
+        raise RequestError(
+            "steps", f"lcm takes at most the {teacher} of its teacher, got {steps}; try 4"
+        )
+    stride = schedule.num_train_timesteps // teacher
+    chosen = np.floor(np.linspace(0, teacher, steps, endpoint=False)).astype(np.int64)
+    t = ((np.arange(teacher, dtype=np.int64) + 1) * stride - 1)[::-1][chosen]
+    path = _integer_path(schedule, t, 1.0)
+    scaled = t * schedule.lcm_scaling
+    skip = LCM_SIGMA_DATA**2 / (scaled**2 + LCM_SIGMA_DATA**2)
+    out = scaled / np.sqrt(scaled**2 + LCM_SIGMA_DATA**2)
+    latents = _mix(
+        (path.alpha[1:] * skip, _unit_rows(steps, 0)),
+        (path.alpha[1:] * out, _data_rows(schedule, path.alpha[:-1], path.sigma[:-1])),
+        (path.sigma[1:], _unit_rows(steps, NOISE)),
     )
     return path, _memoryless(latents)
 

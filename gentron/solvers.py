@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gentron.errors import BundleError, RequestError
 from gentron.schedule import Float64Array, NoiseSchedule, Prediction
-from gentron.solver_coefficients import NOISE, Path, ddim, ddpm, dpm_2m, euler, unipc
+from gentron.solver_coefficients import NOISE, Path, ddim, ddpm, dpm_2m, euler, lcm, unipc
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,5 +117,6 @@ SOLVERS: dict[str, Solver] = {
     "ddpm": Solver("ancestral sampling", _VARIANCE_PRESERVING, ddpm, clips=True),
     "dpm++2m": Solver("DPM-Solver++(2M)", _ALL, dpm_2m),
     "unipc": Solver("UniPC-2, predictor and corrector", _ALL, unipc),
+    "lcm": Solver("few steps of a consistency student", _VARIANCE_PRESERVING, lcm, clips=True),
     "euler": Solver("Euler's method on the flow", ("flow_prediction",), euler),
 }

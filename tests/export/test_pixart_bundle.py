@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gentron.bundle import Bundle
+from gentron.engines import backend_named
 from gentron.export.bundle_writer import export_bundle
 from gentron.guidance import guidance_branches
 from gentron.noise import INITIAL, normal
@@ -258,6 +259,19 @@ def test_a_decoder_that_leaves_float16_gets_its_float32_graph_alone(pixart, tmp_
     (found,) = json.loads((bundle / "export-report.json").read_text())["components"]
     assert not found["ranges"]["passed"]
     assert {a["compute"] for a in found["parity"]} == {"float32"}
+
+
+def test_a_decoder_without_float16_runs_in_float32_by_default(whole, tmp_path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "bundle"))
+    manifest = json.loads((folder / "gentron.json").read_text())
+    manifest["precisions"]["vae_decoder"] = ["fp32"]
+    (folder / "gentron.json").write_text(json.dumps(manifest), "utf-8")
+    backend = backend_named("onnxruntime")
+    backend.precisions = ("fp16", "fp32")  # as on a GPU
+    with Pipeline(Bundle.open(folder), backend) as pipeline:
+        computed = {name: engine.compute for name, engine in pipeline._engines.items()}
+    assert computed["vae_decoder"] == "float32"
+    assert computed["denoiser"] == "float16"
 
 
 def test_a_bundle_says_what_it_is_and_on_what_terms(whole, pixart) -> None:

@@ -122,7 +122,7 @@ def test_a_configuration_that_is_not_pixarts_is_refused_by_its_key(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"_class_name": "LCMScheduler"}, "_class_name 'LCMScheduler' is not supported"),
+        ({"_class_name": "TCDScheduler"}, "_class_name 'TCDScheduler' is not supported"),
         ({"_class_name": "EulerDiscreteScheduler"}, "'EulerDiscreteScheduler' is not supported"),
         ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type 'sde-dpmsolver\\+\\+' is not"),
         ({"use_karras_sigmas": True}, "use_karras_sigmas True is not supported"),
@@ -135,6 +135,14 @@ def test_a_configuration_that_is_not_pixarts_is_refused_by_its_key(
 def test_a_scheduler_that_cannot_be_honoured_is_refused_by_its_key(folder, values, message) -> None:
     edit_json(folder / "scheduler" / "scheduler_config.json", **values)
     refused(folder, message)
+
+
+def test_a_consistency_student_takes_four_steps_without_guidance(folder) -> None:
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": "LCMScheduler", "beta_schedule": "linear",
+                                "beta_start": 0.0001, "beta_end": 0.02}), "utf-8")  # fmt: skip
+    defaults = from_checkpoint(folder).defaults
+    assert (defaults.solver, defaults.steps, defaults.guidance) == ("lcm", 4, 1.0)
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])

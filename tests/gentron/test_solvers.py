@@ -261,6 +261,8 @@ def test_every_table_is_finite_falls_and_ends_without_memory(
         eta = 0.0
     if name in ("dpm++2m", "unipc") and steps == 1000 and spacing != "trailing":
         return  # refused: test_a_step_count_that_repeats_a_timestep_is_refused
+    if name == "lcm":
+        steps = min(steps, schedule.lcm_steps)  # more are refused: test_solver_lcm.py
     table = solver_table(name, schedule, steps, eta=eta)
     assert table.timesteps.dtype == np.float32
     assert table.updates.dtype == np.float64
@@ -314,15 +316,15 @@ def test_the_defaults_of_every_preset_have_a_table(spec: ModelSpec) -> None:
 
 
 def test_solvers_for_lists_what_a_prediction_type_has() -> None:
-    discrete_solvers = ["ddim", "ddpm", "dpm++2m", "unipc"]
+    discrete_solvers = ["ddim", "ddpm", "dpm++2m", "unipc", "lcm"]
     assert solvers_for(schedule_for("epsilon")) == discrete_solvers
     assert solvers_for(schedule_for("v_prediction")) == discrete_solvers
     assert solvers_for(schedule_for("flow_prediction")) == ["ddim", "dpm++2m", "unipc", "euler"]
 
 
 REFUSED: list[tuple[str, str, dict[str, Any], str, str]] = [
-    ("heun", "epsilon", {}, "solver", r"one of ddim, ddpm, dpm\+\+2m, unipc, euler"),
-    ("euler", "epsilon", {}, "solver", r"one of ddim, ddpm, dpm\+\+2m, unipc$"),
+    ("heun", "epsilon", {}, "solver", r"one of ddim, ddpm, dpm\+\+2m, unipc, lcm, euler"),
+    ("euler", "epsilon", {}, "solver", r"one of ddim, ddpm, dpm\+\+2m, unipc, lcm$"),
     ("ddpm", "flow_prediction", {}, "solver", r"one of ddim, dpm\+\+2m, unipc, euler$"),
     ("ddim", "epsilon", {"steps": 0}, "steps", "from 1 to 1000, got 0"),
     ("ddim", "epsilon", {"steps": -3}, "steps", "from 1 to 1000, got -3"),
