@@ -21,8 +21,7 @@ PRECISION_NAMES = {compute: name for name, compute in PRECISIONS.items()}
 
 if TYPE_CHECKING:
     from gentron.engines.store import EngineStore
-    from gentron.runtime.generation import Generation
-    from gentron.runtime.pipeline import Pipeline
+    from gentron.runtime.pipeline import Generation, Pipeline
     from gentron.runtime.result import Result
 
 
@@ -114,6 +113,33 @@ def image(
                 _save(result, row, output, as_json)
 
 
+def _load(
+    bundle: str,
+    backend: str | None,
+    precision: str | None,
+    profiles: tuple[str, ...],
+    store: EngineStore,
+    threads: int | None,
+    memory: int | None,
+) -> Pipeline:
+    """Behind progress bars where something has to be built; says which backend it chose."""
+    from gentron.engines.options import EngineOptions
+    from gentron.runtime import Pipeline
+
+    with component_bars() as (progress, _):
+        pipe = Pipeline.load(
+            bundle,
+            backend=backend,
+            precision=precision,
+            profiles=profiles,
+            memory=memory,
+            options=EngineOptions(store=store, threads=threads or 0, report=progress),
+        )
+    if backend is None:
+        click.echo(f"backend {pipe.backend.describe()}", err=True)
+    return pipe
+
+
 @cli.command()
 @click.argument("bundle", default="emoji")
 @click.option("--verify", is_flag=True, help="Read every file, also those checked before.")
@@ -142,6 +168,18 @@ def doctor(as_json: bool) -> None:
     click.echo(json.dumps(facts, indent=1) if as_json else _lines(facts))
 
 
+def _read_prompts(file: Path | None) -> list[str]:
+    assert file is not None
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError("prompts", f"{file}: cannot be read: {error}") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise RequestError("prompts", f"{file}: holds no prompt; write one a line")
+    return found
+
+
 def _repeat(pipe: Pipeline, metadata: dict[str, Any], output: Path | None, as_json: bool) -> None:
     from gentron.runtime.repeat import differences, settings_of
 
@@ -152,6 +190,37 @@ def _repeat(pipe: Pipeline, metadata: dict[str, Any], output: Path | None, as_js
     for difference in differences(metadata, result, row):
         warn(f"cannot promise the same bits: {difference}")
     _save(result, row, output, as_json)
+
+
+def _draw(generation: Generation) -> None:
+    """Runs a generation behind a progress bar with the time per step."""
+    with _progress(generation.settings.prompt) as advance:
+        for step in generation:
+            advance(step.index + 1, step.total, step.seconds)
+    for message in generation.result().warnings:
+        warn(message)
+
+
+@contextmanager
+def _progress(prompt: str) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(prompt[:40]), total=None, pace="")
+
+        def advance(done: int, total: int, seconds: float) -> None:
+            bar.update(task, completed=done, total=total, pace=f"{seconds * 1000:.0f} ms/step")
+
+        yield advance
 
 
 def _save(result: Result, row: int, output: Path | None, as_json: bool) -> None:
