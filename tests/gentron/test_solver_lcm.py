@@ -80,9 +80,7 @@ def test_it_walks_any_variance_preserving_schedule() -> None:
 
 def test_more_steps_than_the_teacher_had_are_refused() -> None:
     schedule = NoiseSchedule.from_config({"_class_name": "LCMScheduler"})
-    with pytest.raises(
-        RequestError, match="lcm takes at most the 50 of its teacher, got 51"
-    ):
+    with pytest.raises(RequestError, match="lcm takes at most the 50 of its teacher, got 51"):
         solver_table("lcm", schedule, 51)
 
 
