@@ -77,6 +77,8 @@ class TensorRtEngine(Engine):
         written = [bound[spec.name].memory.address for spec in outputs]
         assert not read & set(written), "an output buffer is also an input"
         assert len(set(written)) == len(written), "an output buffer is bound twice"
+        for spec in outputs:
+            bound[spec.name].becomes_output()
         sizes = self.component.bind({spec.name: bound[spec.name].shape for spec in inputs})
         binding = Binding(
             choose(self.component, self.profiles, sizes, self.side_factor),
