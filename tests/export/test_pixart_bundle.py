@@ -82,7 +82,8 @@ def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(10 * np.log10(peak**2 / np.mean((found - wanted) ** 2)))
 
 
-LIMITS = {"fp32": 60.0, "fp16": 35.0}
+# In dB. Another prompt gives 42, one comma less 54, guidance 4.4 instead of 4.5 gives 67.
+LIMITS = {"fp32": 100.0, "fp16": 80.0}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -99,6 +100,8 @@ def test_a_picture_of_20_steps_equals_diffusers(running, pixart, size) -> None:
     assert psnr(found, pixels) > LIMITS[precision]
     assert psnr(result.latents[:, 0], latents) > LIMITS[precision]
     assert np.abs(result.images[0] / 255 - pixels[0].transpose(1, 2, 0)).max() < 0.05
+    other = pipeline(PROMPT.replace(",", ""), seed=7, size=size)
+    assert psnr(other.latents[:, 0], latents) < 60
 
 
 def test_negative_prompts_and_no_guidance_equal_diffusers_too(whole, pixart) -> None:
@@ -111,7 +114,7 @@ def test_negative_prompts_and_no_guidance_equal_diffusers_too(whole, pixart) -> 
                 pixart("alpha-1024").pipe, 3, (64, 64), num_inference_steps=6, **theirs
             )
             result = pipeline(PROMPT, seed=3, steps=6, size=(64, 64), **ours)
-            assert psnr(result.latents[:, 0], latents) > 60
+            assert psnr(result.latents[:, 0], latents) > LIMITS["fp32"]
 
 
 def test_every_prompt_is_lower_cased_and_stripped(whole) -> None:
