@@ -37,6 +37,6 @@ def component_bars() -> Iterator[tuple[Progress, Say]]:
             last[component] = doing
 
         def say(text: str) -> None:
-            console.print(text, highlight=False, soft_wrap=True)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
         yield progress, say

@@ -8,6 +8,7 @@ PixArtTransformer2DModel, PixArtAlphaPipeline and PixArtSigmaPipeline say what e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def _source(folder: Path, pipeline: str, tensors: Mapping[str, StoredTensor]) ->
     config = pixart_config(
         values,
         where,
-        text_width=int(encoder["d_model"]),
+        text_width=encoder.get("d_model", 0),
         max_tokens=PIPELINES[pipeline],
         size_conditioning=any(name.startswith(SIZE_LAYERS) for name in tensors),
         factor=vae_factor(vae),
@@ -164,7 +165,7 @@ def _source(folder: Path, pipeline: str, tensors: Mapping[str, StoredTensor]) ->
 
 def _tokenizer(folder: Path) -> str:
     if (folder / "tokenizer.json").is_file():
-        return (folder / "tokenizer.json").read_text("utf-8")
+        return json.dumps(read_json(folder / "tokenizer.json"))
     if not (folder / "spiece.model").is_file():
         raise BundleError(
             f"{folder}: neither tokenizer.json nor spiece.model; copy the tokenizer of the "

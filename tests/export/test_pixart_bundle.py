@@ -277,6 +277,20 @@ def test_a_decoder_without_float16_runs_in_float32_by_default(whole, tmp_path) -
     assert computed["denoiser"] == "float16"
 
 
+@pytest.mark.parametrize("name", TRANSFORMER)
+def test_float16_graphs_parse_as_strongly_typed_networks(whole, name) -> None:
+    rtx = pytest.importorskip(
+        "tensorrt_rtx_bindings",
+        reason="TensorRT-RTX's parser is not installed: pip install 'gentron[rtx]'",
+    )
+    logger = rtx.Logger(rtx.Logger.ERROR)
+    builder = rtx.Builder(logger)
+    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = rtx.OnnxParser(network, logger)
+    parsed = parser.parse_from_file(str(Bundle.open(whole).graph(name, "fp16")))
+    assert parsed, [parser.get_error(i).desc() for i in range(parser.num_errors)]
+
+
 def test_a_bundle_says_what_it_is_and_on_what_terms(whole, pixart) -> None:
     facts = bundle_facts(Bundle.open(whole))
     assert facts["licences"] == {"transformer, text_encoder, vae": "openrail++"}

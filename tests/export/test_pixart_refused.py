@@ -145,6 +145,11 @@ def test_a_consistency_student_takes_four_steps_without_guidance(folder) -> None
     assert (defaults.solver, defaults.steps, defaults.guidance) == ("lcm", 4, 1.0)
 
 
+def test_an_encoder_of_another_width_is_refused(folder) -> None:
+    edit_json(folder / "text_encoder" / "config.json", d_model=None)
+    refused(folder, "caption_channels 32, the text encoder is None wide")
+
+
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 def test_the_schedulers_spacing_is_kept(folder, spacing) -> None:
     from diffusers import DPMSolverMultistepScheduler
@@ -208,6 +213,8 @@ def test_a_part_that_is_not_there_is_named(folder, part) -> None:
 def test_a_tokenizer_that_is_not_there_is_named(folder) -> None:
     (folder / "tokenizer" / "spiece.model").unlink()
     refused(folder, r"neither tokenizer\.json nor spiece\.model")
+    (folder / "tokenizer" / "tokenizer.json").write_bytes(b"\xff")
+    refused(folder, r"tokenizer\.json: cannot be read")
 
 
 def test_other_pipelines_are_refused_with_those_that_work(folder) -> None:
