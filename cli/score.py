@@ -17,7 +17,7 @@ from gentron.errors import RequestError
 if TYPE_CHECKING:
     from gentron.bundle import FileEntry
     from gentron.runtime import Pipeline
-    from gentron.runtime.pipeline import Generation
+    from gentron.runtime.generation import Generation
     from gentron.train.prompts import Prompt
     from gentron.train.score import Artist, SetScore
     from gentron.train.scorer import TemplateScorer

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,36 @@ KEY = "gentron"  # the PNG text chunk: JSON, UTF-8
 SUFFIXES = (".png",)
 
 
-def check_target(output: Path | None, count: int) -> None:
+def check_target(
+    output: Path | None, count: int, *, what: str = "images", suffixes: Sequence[str] = SUFFIXES
+) -> None:
     """Before anything is computed: the folder exists, the suffix is known, one file for one image.
 
-    `output` is a file or an existing folder; None means the current folder.
+    `output` is a file or an existing folder; None means the current folder. Raises OutputError.
     """
-    if output is None or _is_folder(output):
+    if output is None or is_folder(output):
         folder = output or Path()
     else:
-        if output.suffix.lower() not in SUFFIXES:
+        if output.suffix.lower() not in suffixes:
             raise OutputError(
-                f"{output}: unknown suffix {output.suffix!r}; images are written as "
-                f"{', '.join(SUFFIXES)}, or name an existing folder"
+                f"{output}: unknown suffix {output.suffix!r}; {what} are written as "
+                f"{', '.join(suffixes)}, or name an existing folder"
             )
         if count > 1:
-            raise OutputError(f"{output}: one file for {count} images; name an existing folder")
+            raise OutputError(f"{output}: one file for {count} {what}; name an existing folder")
         folder = output.parent
+    check_folder(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OutputError unless files can be made in it."""
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder; create it first (mkdir -p '{folder}')")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder}: not writable; choose another folder with -o")
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError as error:  # a name that no file system takes
@@ -121,7 +129,7 @@ def read_metadata(file: Path) -> dict[str, Any]:
     return metadata
 
 
-def _move_to_new(temporary: Path, target: Path) -> None:
+def move_to_new(temporary: Path, target: Path) -> None:
     """Fails if the name is taken, without a race."""
     try:
         os.link(temporary, target)
@@ -151,7 +159,7 @@ def _write(data: bytes, target: Path, *, replace: bool) -> Path:
         if replace:
             os.replace(temporary, target)
         else:
-            _move_to_new(temporary, target)
+            move_to_new(temporary, target)
     except FileExistsError:
         os.unlink(temporary)
         raise

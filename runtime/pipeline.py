@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,24 +14,12 @@ import numpy.typing as npt
 from gentron.bundle import Bundle, Verify
 from gentron.engines import Backend, Engine, EngineOptions, backend_named, bundle_graph
 from gentron.engines.graphs import declarations
-from gentron.errors import NonFiniteError, RequestError
-from gentron.guidance import guidance_branches
-from gentron.latents import latent_size, to_uint8
-from gentron.noise import check_seed
+from gentron.latents import to_uint8
 from gentron.runtime.finite import check_finite
-from gentron.runtime.loop import DenoiseLoop, LoopStep
-from gentron.runtime.preview import predicted_clean
+from gentron.runtime.generation import Generation
 from gentron.runtime.residency import Residency, component_bytes
-from gentron.runtime.result import Result, Settings, StageClock
-from gentron.runtime.sample import Sample
+from gentron.runtime.result import Result, Settings
 from gentron.runtime.text import TextStage
-from gentron.solvers import solver_table
-
-MAX_BATCH = 64
-RANDOM_WEIGHTS = (
-    "the weights of this bundle are random: it shows that the pipeline runs and how fast, not "
-    "what the model can draw"
-)
 
 
 class Pipeline:
@@ -119,14 +106,17 @@ class Pipeline:
         solver: str | None = None,
         eta: float = 0.0,
         guidance: float | None = None,
+        motion: float | None = None,
+        frames: int = 1,
         batch: int = 1,
         size: tuple[int, int] | None = None,
     ) -> Generation:
         """A generation that runs as it is iterated, one item per step; stop iterating to cancel.
 
         `size` is (width, height) in pixels, `seed` 0 to 2**64 - 1 (random if None; sample k of the
-        batch has seed + k), `guidance` lambda_T of equation 6. Everything not given comes from the
-        bundle's defaults. Raises RequestError at once, naming the argument.
+        batch has seed + k), `guidance` lambda_T and `motion` lambda_M of equation 6. More than one
+        of `frames` is a video; `motion` has no meaning for an image. Everything not given comes
+        from the bundle's defaults. Raises RequestError at once, naming the argument.
         """
         defaults = self.bundle.manifest.defaults
         width, height = size or self.bundle.native_size
@@ -138,13 +128,26 @@ class Pipeline:
             solver=defaults.solver if solver is None else solver,
             eta=eta,
             guidance=defaults.guidance if guidance is None else guidance,
-            motion=1.0,
+            motion=defaults.motion if motion is None else motion,
             width=width,
             height=height,
-            frames=1,
+            frames=frames,
             batch=batch,
         )
         return self.generate(settings)
+
+    def stream_video(
+        self, prompt: str, *, frames: int | None = None, **options: Any
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """Frames [B, H, W, 3] as they are decoded; the model's own number of them by default.
+
+        Options as for `stream`. All steps run before the first frame.
+        """
+        count = self.bundle.config.sample_frames if frames is None else frames
+        generation = self.stream(prompt, frames=count, **options)
+        for _ in generation:
+            pass
+        yield from generation.frames()
 
     def generate(self, settings: Settings) -> Generation:
         """`stream` for settings that are complete, as a result or a file carries them."""
@@ -190,158 +193,3 @@ def _decoder_precision(bundle: Bundle, backend: Backend) -> str:
     there = bundle.manifest.precisions.get("vae_decoder", ())
     fitting = [p for p in backend.precisions if backend.graph_precision(p) in there]
     return (fitting or backend.precisions)[0]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One finished step. `preview()` works until the next step is asked for."""
-
-    index: int  # 0-based
-    total: int
-    seconds: float
-    _generation: Generation
-
-    def preview(self) -> npt.NDArray[np.uint8]:
-        """What the pictures are heading for: [B, H, W, 3]. Costs a decode."""
-        return self._generation.preview(self.index)
-
-
-class Generation:
-    """One request on its way. Iterate it to the end, then ask for `result()`."""
-
-    def __init__(self, pipeline: Pipeline, settings: Settings):
-        self._pipeline, self.settings = pipeline, settings
-        pipeline._engines.check_open()
-        bundle = pipeline.bundle
-        _check_settings(settings)
-        height, width = latent_size(
-            bundle.config, bundle.vae_factor, settings.width, settings.height
-        )
-        self._shape = (settings.frames, bundle.config.latent_channels, height, width)
-        self._table = solver_table(
-            settings.solver, bundle.schedule, settings.steps, eta=settings.eta
-        )
-        moving = bundle.config.temporal and settings.frames > 1
-        self._branches = guidance_branches(settings.guidance, settings.motion, moving=moving)
-        self._clock = StageClock()
-        self._loop: DenoiseLoop | None = None
-        self._steps = self._run()
-        self._result: Result | None = None
-        self.warnings: list[str] = []
-        if bundle.manifest.weights == "random":
-            self.warnings.append(RANDOM_WEIGHTS)
-
-    def __iter__(self) -> Iterator[Step]:
-        return self._steps
-
-    def result(self) -> Result:
-        """The pictures; raises RequestError if not every step was run."""
-        if self._result is None:
-            raise RequestError("stream", "not finished: iterate over every step, then ask again")
-        return self._result
-
-    def preview(self, index: int) -> npt.NDArray[np.uint8]:
-        loop = self._loop
-        if loop is None or loop.done != index + 1:
-            raise RequestError(
-                "preview", f"step {index + 1} has passed; take a preview before the next step"
-            )
-        before, after = loop.before_and_after()
-        schedule, clean = self._pipeline.bundle.schedule, []
-        for row, sample in enumerate(loop.samples):
-            noise = sample.noise(index, self._shape) if sample.needs_noise(index) else None
-            clean.append(
-                predicted_clean(schedule, sample.table, index, before[row], after[row], noise)
-            )
-        return self._pipeline.decode(np.stack(clean))[:, 0]
-
-    def _run(self) -> Iterator[Step]:
-        pipeline, settings, clock = self._pipeline, self.settings, self._clock
-        with clock.stage("text") as counts:
-            needed = [settings.prompt] * any(b.text for b in self._branches)
-            needed += [settings.negative] * any(not b.text for b in self._branches)
-            pipeline._engines.check_open()
-            encoded = {text.prompt: text for text in pipeline._text.encode(needed)}
-            counts["calls"] = len(set(needed) - {""}) * len(pipeline.bundle.config.text)
-        self._warn_lost(encoded)
-        unused = next(iter(encoded.values()))
-        samples = [
-            Sample(
-                self._table,
-                self._branches,
-                prompt=encoded.get(settings.prompt, unused),
-                negative=encoded.get(settings.negative, unused),
-                seed=settings.seed + k,
-            )
-            for k in range(settings.batch)
-        ]
-        with clock.stage("condition") as counts:
-            loop = DenoiseLoop(
-                pipeline.bundle.config,
-                pipeline._engines,
-                samples,
-                self._shape,
-                (settings.height, settings.width),
-            )
-            counts["calls"] = loop.condition_calls
-        self._loop = loop
-        seconds = 0.0
-        with pipeline._engines.pinned("denoiser"):
-            for step in loop.run():
-                seconds += step.seconds
-                yield self._step(step)
-        clock.add("denoise", seconds, loop.calls)
-        latents = loop.latents()
-        if not np.isfinite(latents).all():
-            raise NonFiniteError("denoiser: the latents are not finite after the last step")
-        with clock.stage("decode") as counts:
-            images = pipeline.decode(latents)[:, 0]
-            counts["calls"] = len(images)
-        self._result = self._make_result(images, latents)
-
-    def _step(self, step: LoopStep) -> Step:
-        return Step(step.index, step.total, step.seconds, self)
-
-    def _warn_lost(self, encoded: dict[str, Any]) -> None:
-        for field, text in (("prompt", self.settings.prompt), ("negative", self.settings.negative)):
-            if text in encoded and encoded[text].lost:
-                self.warnings.append(
-                    f"{field}: too long for the text encoder; these words were cut off: "
-                    f"{encoded[text].lost!r}"
-                )
-
-    def _make_result(
-        self, images: npt.NDArray[np.uint8], latents: npt.NDArray[np.float32]
-    ) -> Result:
-        pipeline, settings = self._pipeline, self.settings
-        return Result(
-            images=images,
-            latents=latents,
-            settings=settings,
-            seeds=tuple(settings.seed + k for k in range(settings.batch)),
-            stages=tuple(self._clock.reports),
-            components=pipeline._engines.infos,
-            bundle=pipeline.bundle.manifest.name,
-            digest=pipeline.bundle.digest,
-            weights=pipeline.bundle.manifest.weights,
-            warnings=tuple(self.warnings),
-        )
-
-
-def _check_settings(settings: Settings) -> None:
-    for field in ("prompt", "negative"):
-        if not isinstance(getattr(settings, field), str):
-            raise RequestError(field, f"must be text, got {getattr(settings, field)!r}")
-        try:
-            getattr(settings, field).encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(field, f"is not valid UTF-8 text: {error.object!r}") from error
-    for field in ("seed", "batch", "width", "height", "frames"):
-        value = getattr(settings, field)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise RequestError(field, f"must be a whole number, got {value!r}")
-    if not 1 <= settings.batch <= MAX_BATCH:
-        raise RequestError("batch", f"must be 1 to {MAX_BATCH}, got {settings.batch}")
-    if settings.frames != 1:
-        raise RequestError("frames", f"must be 1 for an image, got {settings.frames}")
-    check_seed(settings.seed, settings.batch)

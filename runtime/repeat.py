@@ -38,7 +38,12 @@ def engines_of(metadata: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 def differences(metadata: dict[str, Any], result: Result, row: int) -> list[str]:
     """What is not as it was when the image was made; empty if the same bits are promised."""
-    now, found = result.metadata(row), []
+    return differences_of(metadata, result.metadata(row))
+
+
+def differences_of(metadata: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The same for two records of settings and engines."""
+    found = []
     for name in ("digest", "machine", "gentron", "numpy"):
         if metadata.get(name) != now[name]:
             label = "bundle digest" if name == "digest" else name

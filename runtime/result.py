@@ -45,10 +45,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    images: npt.NDArray[np.uint8]  # [B, H, W, 3]
+    videos: npt.NDArray[np.uint8]  # [B, F, H, W, 3]; an image is a video of one frame
     latents: npt.NDArray[np.float32]  # [B, F, C, h, w]
     settings: Settings
-    seeds: tuple[int, ...]  # one for each image
+    seeds: tuple[int, ...]  # one for each sample
     stages: tuple[StageReport, ...]
     components: tuple[EngineInfo, ...]  # backend, device and precision of each
     bundle: str
@@ -57,11 +57,16 @@ class Result:
     warnings: tuple[str, ...]
 
     @property
+    def images(self) -> npt.NDArray[np.uint8]:
+        """The first frames, [B, H, W, 3]: of an image, all there is."""
+        return self.videos[:, 0]
+
+    @property
     def seconds(self) -> float:
         return sum(stage.seconds for stage in self.stages)
 
     def metadata(self, row: int) -> dict[str, Any]:
-        """All that is needed to make image `row` again, as JSON values."""
+        """All that is needed to make sample `row` again, as JSON values."""
         from gentron import __version__
 
         return {

@@ -12,7 +12,7 @@ import pytest
 
 from gentron.errors import BackendError, BundleError, RequestError
 from gentron.runtime import Pipeline
-from gentron.runtime.pipeline import RANDOM_WEIGHTS
+from gentron.runtime.generation import RANDOM_WEIGHTS
 
 
 def relative(a, b):
