@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentron.contract import PRECISIONS, Component, check_feeds
-from gentron.engines.profile import Profile
+from gentron.engines.shapes import Profile
 from gentron.errors import BackendError
 
 Array = npt.NDArray[Any]

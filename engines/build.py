@@ -9,7 +9,7 @@ from gentron.bundle import Bundle
 from gentron.engines.compiler import Compiler, Job
 from gentron.engines.graphs import bundle_graph
 from gentron.engines.options import EngineOptions
-from gentron.engines.profile import Declaration
+from gentron.engines.shapes import Declaration
 from gentron.engines.store import Entry
 from gentron.errors import RequestError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gentron.engines.base import Graph
-from gentron.engines.profile import Profile
+from gentron.engines.shapes import Profile
 from gentron.errors import RequestError
 
 Facts = dict[str, Any]  # JSON values

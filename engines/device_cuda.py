@@ -1,4 +1,4 @@
-"""`Device` through cuda.core: the only file that touches CUDA. No torch, no cupy.
+"""`Device` through cuda.core: the only file that computes with CUDA. No torch, no cupy.
 
 Whatever CUDA reports becomes a BackendError, or a ResourceError where memory ran out. An error of
 queued work appears at the next wait, and leaves the GPU unusable for this process.

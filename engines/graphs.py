@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from gentron.bundle import Bundle
 from gentron.engines.base import Graph
-from gentron.engines.profile import Declaration, default_declaration, parse_declaration
+from gentron.engines.shapes import Declaration, default_declaration, parse_declaration
 
 
 def declarations(bundle: Bundle, profiles: Sequence[str]) -> list[Declaration]:

@@ -25,8 +25,8 @@ from gentron.engines.openvino_engine import (
     fixed_shape,
 )
 from gentron.engines.options import EngineOptions
-from gentron.engines.profile import Profile
 from gentron.engines.proof import prove
+from gentron.engines.shapes import Profile
 from gentron.errors import RequestError, ResourceError
 
 BLOB = "engine.blob"

@@ -11,7 +11,7 @@ import numpy as np
 
 from gentron.contract import PRECISIONS, Component
 from gentron.engines.base import Array, Buffer, Call, Engine, EngineInfo, Graph
-from gentron.engines.profile import AxisRange, Profile
+from gentron.engines.shapes import AxisRange, Profile
 from gentron.engines.store import StaleEngineError
 from gentron.errors import BackendError
 

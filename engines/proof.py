@@ -6,7 +6,7 @@ from gentron.agreement import compare
 from gentron.contract import PRECISIONS
 from gentron.engines.base import Engine, Graph
 from gentron.engines.compiler import Facts
-from gentron.engines.profile import Profile, contains
+from gentron.engines.shapes import Profile, contains
 from gentron.errors import BackendError
 from gentron.probe import in_compute_type, load_probes, probe_inputs
 

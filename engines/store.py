@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gentron.engines.compiler import Compiler, Facts, Job, Report
-from gentron.engines.profile import AxisRange, Profile
+from gentron.engines.shapes import AxisRange, Profile
 from gentron.errors import BackendError
 
 FORMAT = 1  # of entry.json and engines.json

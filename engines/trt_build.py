@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 from gentron.contract import Component
 from gentron.engines.compiler import Compiler, Facts, Job, Report
 from gentron.engines.host_memory import available_bytes, peak_bytes
-from gentron.engines.profile import FIELD as PROFILE_FIELD
-from gentron.engines.profile import Profile, tensor_shapes
+from gentron.engines.shapes import FIELD as PROFILE_FIELD
+from gentron.engines.shapes import Profile, tensor_shapes
 from gentron.engines.trt_device import gpu_identity
 from gentron.engines.trt_flavor import FIELD as TARGET_FIELD
 from gentron.engines.trt_flavor import FLAVORS

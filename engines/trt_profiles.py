@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gentron.contract import AXES, Component
-from gentron.engines.profile import AxisRange, Profile, contains
+from gentron.engines.shapes import AxisRange, Profile, contains
 from gentron.errors import RequestError
 
 # What --profile calls an axis.

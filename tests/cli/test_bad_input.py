@@ -373,8 +373,7 @@ def test_ctrl_c_in_the_middle_exits_with_130_and_leaves_no_file(
     )
     os.close(theirs)
     shown, interrupted = b"", False
-    alarm = threading.Timer(120, process.kill)  # should it neither draw nor stop
-    alarm.start()
+    (alarm := threading.Timer(120, process.kill)).start()  # should it neither draw nor stop
     with process:
         while data := _read(ours):
             shown += data

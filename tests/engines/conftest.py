@@ -10,7 +10,7 @@ import pytest
 from gentron.contract import Component, TensorSpec
 from gentron.engines.base import Graph
 from gentron.engines.compiler import Compiler, Job
-from gentron.engines.profile import AxisRange
+from gentron.engines.shapes import AxisRange
 
 
 class Scribe(Compiler):

@@ -19,7 +19,7 @@ from gentron.engines.cache import EngineCache
 from gentron.engines.folder import EngineFolder, write_folder
 from gentron.engines.openvino_compiler import BLOB, OpenVinoCompiler
 from gentron.engines.openvino_engine import OpenVinoCpu
-from gentron.engines.profile import AxisRange
+from gentron.engines.shapes import AxisRange
 from gentron.engines.store import ENTRY
 from gentron.errors import BackendError, RequestError, ResourceError
 from gentron.probe import ProbeCase, probe_inputs

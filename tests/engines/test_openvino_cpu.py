@@ -21,7 +21,7 @@ from gentron.engines.cache import EngineCache
 from gentron.engines.openvino_cpu import MODELS_KEPT, OpenVinoBackend
 from gentron.engines.openvino_engine import HINT, OpenVinoCpu
 from gentron.engines.probe_check import check_bundle
-from gentron.engines.profile import AxisRange
+from gentron.engines.shapes import AxisRange
 from gentron.errors import BackendError
 from gentron.probe import ProbeCase, probe_inputs
 

@@ -20,7 +20,7 @@ from gentron.engines import trt_build
 from gentron.engines.cache import EngineCache
 from gentron.engines.compiler import Job
 from gentron.engines.graphs import bundle_graph
-from gentron.engines.profile import AxisRange
+from gentron.engines.shapes import AxisRange
 from gentron.engines.trt_build import PLAN, TensorRtCompiler, check_memory
 from gentron.engines.trt_flavor import Flavor
 from gentron.errors import BackendError, RequestError, ResourceError

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from gentron.engines.compiler import Compiler
-from gentron.engines.profile import tensor_shapes
+from gentron.engines.shapes import tensor_shapes
 from gentron.engines.trt_build import PLAN
 from gentron.engines.trt_network import NAMES
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gentron.contract import contract
-from gentron.engines.profile import (
+from gentron.engines.shapes import (
     AxisRange,
     contains,
     default_declaration,
