@@ -85,7 +85,7 @@ def cli(
     if output is not None:
         sha256 = write_folder(output, (b.entry for b in built))
     if as_json:
-        found = {"engines": [_facts(b) for b in built]}
+        found: dict[str, Any] = {"engines": [_facts(b) for b in built]}
         if output is not None:
             found |= {"folder": str(output.resolve()), "sha256": sha256}
         say(json.dumps(found, indent=1))

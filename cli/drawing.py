@@ -115,7 +115,7 @@ def drawing_options(command: Command) -> Command:
 def _names(options: tuple[Callable[[Command], Command], ...]) -> list[str]:
     probe = click.Command("probe")
     for option in options:
-        option(probe)  # type: ignore[arg-type]
+        option(probe)
     return [parameter.name for parameter in probe.params if parameter.name]
 
 

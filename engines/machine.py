@@ -14,9 +14,8 @@ def cpu_name() -> str:
     model, flags = platform.processor(), ""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            facts = dict(
-                (part.strip() for part in line.split(":", 1)) for line in stream if ":" in line
-            )
+            parts = (line.partition(":") for line in stream)
+            facts = {name.strip(): value.strip() for name, _, value in parts}
         model = facts.get("model name", model)
         flags = facts.get("flags", facts.get("Features", ""))
     except OSError:  # not Linux

@@ -48,7 +48,7 @@ def work(payload: bytes, watch: Watch) -> Any:
 
     backend, workspace, level, job, folder = pickle.loads(payload)
     compiler = TensorRtCompiler(backend, workspace=workspace, level=level)
-    return compiler.build(job, folder, lambda doing, share: watch(doing, share, peak_bytes()))
+    return compiler.build(job, folder, lambda doing, share: watch(doing, share, peak_bytes() or 0))
 
 
 if __name__ == "__main__":
