@@ -32,6 +32,7 @@ EXIT_DAMAGED = 1
 @click.option("--component", "components", multiple=True, metavar="NAME",
               help="Build this one only; repeatable [all].")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp16", "fp32", "bf16"]), help="To compute in.")
+@click.option("--strip", is_flag=True, help="TensorRT: plans without weights, for small folders.")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Also copy the engines into this new folder, to run elsewhere.")  # fmt: skip
 @click.option("--list", "list_engines", is_flag=True, help="List the engines in the cache.")
@@ -47,6 +48,7 @@ def cli(
     profiles: tuple[str, ...],
     components: tuple[str, ...],
     precision: str | None,
+    strip: bool,
     output: Path | None,
     list_engines: bool,
     verify: bool,
@@ -73,14 +75,15 @@ def cli(
         return _verify(EngineCache())
     if prune:
         return _prune(EngineCache(), budget)
-    if backend is None:
-        raise RequestError("backend", f"name one of {', '.join(BACKENDS)} with --backend")
+    if backend is None or (strip and not backend.startswith("tensorrt")):
+        named = "tensorrt" if strip else f"one of {', '.join(BACKENDS)}"
+        raise RequestError("backend", f"name {named} with --backend")
     if output is not None:
         check_new(output)
     assert bundle is not None
     wanted = tuple(filter(None, (t.strip() for t in (targets or "").split(","))))
     built = build(bundle, backend, targets=wanted, profiles=profiles, components=components,
-                  precision=precision)  # fmt: skip
+                  precision=precision, strip=strip)  # fmt: skip
     sha256 = None
     if output is not None:
         sha256 = write_folder(output, (b.entry for b in built))
@@ -106,6 +109,7 @@ def build(
     profiles: tuple[str, ...] = (),
     components: tuple[str, ...] = (),
     precision: str | None = None,
+    strip: bool = False,
 ) -> list[Built]:
     """Builds behind progress bars; also what `gentron-export --build` calls."""
     from gentron.bundle import Bundle
@@ -118,7 +122,7 @@ def build(
     if opened.manifest.weights == "random":
         warn("the weights are random: the engines show wiring and speed, not pictures")
     with component_bars() as (progress, _):
-        options = EngineOptions(targets=targets, report=progress)
+        options = EngineOptions(targets=targets, strip=strip, report=progress)
         compiler = compiler_named(backend, options)
         jobs = plan_builds(
             opened,

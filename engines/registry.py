@@ -12,16 +12,16 @@ from gentron.engines.options import EngineOptions
 from gentron.errors import BackendError, RequestError
 
 
-def _tensorrt_compiler(_: EngineOptions) -> Compiler:
+def _tensorrt_compiler(options: EngineOptions) -> Compiler:
     from gentron.engines.trt_build import TensorRtCompiler
 
-    return TensorRtCompiler("tensorrt")
+    return TensorRtCompiler("tensorrt", strip=options.strip)
 
 
-def _rtx_compiler(_: EngineOptions) -> Compiler:
+def _rtx_compiler(options: EngineOptions) -> Compiler:
     from gentron.engines.trt_build import TensorRtCompiler
 
-    return TensorRtCompiler("tensorrt-rtx")
+    return TensorRtCompiler("tensorrt-rtx", strip=options.strip)
 
 
 def _openvino_compiler(options: EngineOptions) -> Compiler:

@@ -70,9 +70,12 @@ class TensorRtCompiler(Compiler):
 
     precisions = ("fp16", "bf16", "fp32")
 
-    def __init__(self, backend: str, *, workspace: int | None = None, level: int = 3):
-        """`workspace` in bytes is what one kernel may use on the device: by default all memory,
-        or $GENTRON_WORKSPACE_BYTES. `level` from 0 to 5: how long TensorRT searches."""
+    def __init__(
+        self, backend: str, *, workspace: int | None = None, level: int = 3, strip: bool = False
+    ):
+        """`strip` leaves the weights out of the plan: TensorRT's only. `workspace` in bytes is what
+        one kernel may use on the device: by default all memory, or $GENTRON_WORKSPACE_BYTES.
+        `level` from 0 to 5: how long TensorRT searches."""
         if backend not in FLAVORS:
             raise RequestError("backend", f"must be one of {', '.join(FLAVORS)}, got {backend!r}")
         if level not in LEVELS:
@@ -80,7 +83,7 @@ class TensorRtCompiler(Compiler):
         self.backend = backend
         self.flavor = FLAVORS[backend]
         self.workspace = _bytes_from(WORKSPACE_VARIABLE) if workspace is None else workspace
-        self.level = level
+        self.level, self.strip = level, strip
 
     def identity(self, job: Job) -> Mapping[str, Any]:
         """Raises BackendError without the module, or for TensorRT without a GPU."""
@@ -91,6 +94,7 @@ class TensorRtCompiler(Compiler):
             "level": self.level,
             "tf32": allows_tf32(job),
             "strict_nans": reports_nans(job),
+            "stripped": self.strip,
         }
         if self.flavor.cross_compiles:
             return values | {"targets": list(self.flavor.targets(job.targets)) or ["portable"]}
@@ -129,6 +133,12 @@ class TensorRtCompiler(Compiler):
         """Parses the graph, which maps its weights and copies none."""
         targets = self.flavor.targets(job.targets)
         check_profiles(job.graph.component, job.profiles)
+        if self.strip and self.flavor.cross_compiles:
+            raise RequestError(
+                "strip",
+                f"{self.flavor.title} makes plans without weights only where there is a GPU; leave "
+                "--strip out, or use --backend tensorrt",
+            )
         if not self.flavor.cross_compiles:
             gpu_identity(self.backend, self.flavor.extra)
         parsed = self._parse(job)
@@ -215,6 +225,9 @@ class TensorRtCompiler(Compiler):
             config.clear_flag(trt.BuilderFlag.TF32)
         if reports_nans(job):
             config.set_flag(trt.BuilderFlag.STRICT_NANS)
+        if self.strip:
+            config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+            config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
         self.flavor.set_targets(trt, config, self.flavor.targets(job.targets), required)
         for sizes in job.profiles:
             profile = builder.create_optimization_profile()

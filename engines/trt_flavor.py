@@ -4,9 +4,9 @@ TensorRT tunes kernels on a GPU and so builds only for the one it runs on. Tenso
 generations of GPUs on any machine, and finishes the kernels where they run. Source: the binding
 modules of TensorRT 10.12, 11.0 and 11.4 and of TensorRT-RTX 1.7, whose names a test compares.
 
-Two things are left out. Refitting and stripped plans: TensorRT-RTX makes them only where there is
-a GPU, and engines hold their weights anyway. The timing cache: TensorRT-RTX ignores it; TensorRT
-would rebuild faster with it, and tunes anew instead.
+Stripped plans, whose weights come from the bundle when they are loaded, are TensorRT's alone:
+TensorRT-RTX makes them only where there is a GPU. The timing cache is left out: TensorRT-RTX
+ignores it; TensorRT would rebuild faster with it, and tunes anew instead.
 """
 
 from __future__ import annotations

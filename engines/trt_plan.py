@@ -32,6 +32,7 @@ class TensorRt:
     runtime: Any
     messages: Messages
     version: str
+    our_logger: Any  # whom TensorRT tells
 
     @property
     def finishes_kernels(self) -> bool:
@@ -54,11 +55,14 @@ class Plan:
 
     def __init__(
         self, tensorrt: TensorRt, file: Path, component: Component, compute: str,
-        arena: Arena, kernels: KernelFile | None,
+        arena: Arena, kernels: KernelFile | None, weights: Path | None = None,
     ):  # fmt: skip
-        """Raises StaleEngineError for a file that this machine's TensorRT cannot load."""
+        """`weights` is the graph that a stripped plan was made of, beside its weights. Raises
+        StaleEngineError for a file that this machine's TensorRT cannot load."""
         self._tensorrt, self._component, self._arena = tensorrt, component, arena
         self._engine: Any = _deserialise(tensorrt, file, component.name)
+        if weights is not None:
+            refit(tensorrt, self._engine, weights, component.name)
         _check_contract(self._engine, component, compute, file)
         self.profiles = read_profiles(self._engine, component)
         self._kernel_file = kernels if tensorrt.finishes_kernels else None
@@ -112,6 +116,15 @@ class Plan:
 
     def failed(self, what: str) -> BackendError:
         return failure(self._tensorrt.messages, self._component.name, what)
+
+
+def refit(tensorrt: TensorRt, engine: Any, graph: Path, component: str) -> None:
+    """Gives a stripped engine the weights of its ONNX graph; raises BackendError."""
+    trt, messages, logger = tensorrt.trt, tensorrt.messages, tensorrt.our_logger
+    refitter = require(trt.Refitter(engine, logger), "starting to refit", messages, component)
+    parser = require(trt.OnnxParserRefitter(refitter, logger), "refitting", messages, component)
+    require(parser.refit_from_file(str(graph)), f"reading {graph.name}", messages, component)
+    require(refitter.refit_cuda_engine(), "giving a plan its weights", messages, component)
 
 
 class Context:

@@ -87,7 +87,9 @@ class TensorRtBackend(Backend):
         self._logger = make_logger(trt, messages)
         with self._device.held():
             runtime = require(trt.Runtime(self._logger), "starting", messages, flavor.title)
-        self._tensorrt: TensorRt | None = TensorRt(trt, runtime, messages, str(trt.__version__))
+        self._tensorrt: TensorRt | None = TensorRt(
+            trt, runtime, messages, str(trt.__version__), self._logger
+        )
         self._title = flavor.title
 
     def describe(self) -> str:
@@ -101,11 +103,11 @@ class TensorRtBackend(Backend):
         entry, engine = self._obtain(job)
         if not entry.fresh:
             try:
-                engine = self._open(job, entry.file(PLAN))
+                engine = self._open(job, entry.file(PLAN), _is_stripped(entry.key))
             except StaleEngineError as error:
                 self._options.store.reject(entry, str(error))
                 entry, engine = self._obtain(job)
-                engine = engine or self._open(job, entry.file(PLAN))
+                engine = engine or self._open(job, entry.file(PLAN), _is_stripped(entry.key))
             if "probes" not in entry.facts:  # compiled where it could not run
                 self._proved(engine, job)
         assert engine is not None
@@ -129,7 +131,8 @@ class TensorRtBackend(Backend):
         proven: list[TensorRtEngine] = []
 
         def prove_files(folder: Path) -> Facts:
-            engine = self._open(job, folder / PLAN)
+            key = EngineKey.of(job, self._compiler)
+            engine = self._open(job, folder / PLAN, _is_stripped(key))
             facts = self._proved(engine, job)
             proven.append(engine)
             return facts
@@ -138,11 +141,12 @@ class TensorRtBackend(Backend):
         entry = self._options.store.obtain(job, self._compiler, report, prove_files)
         return entry, proven[0] if proven else None
 
-    def _open(self, job: Job, file: Path) -> TensorRtEngine:
+    def _open(self, job: Job, file: Path, stripped: bool) -> TensorRtEngine:
         running = self._running
         kernels = KernelFile(EngineKey.of(job, self._compiler).name, self.describe())
         with self._device.held():
-            plan = Plan(running, file, job.graph.component, job.graph.compute, self._arena, kernels)
+            plan = Plan(running, file, job.graph.component, job.graph.compute, self._arena, kernels,
+                        weights=job.graph.file if stripped else None)  # fmt: skip
             info = (self.name, self._device.name, running.version)
             return TensorRtEngine(job.graph, job.precision, plan, self._arena, info)
 
@@ -163,6 +167,10 @@ class TensorRtBackend(Backend):
                 "default profile as well"
             )
         return {"probes": {"passed": passed, "worst_relative": worst}}
+
+
+def _is_stripped(key: EngineKey) -> bool:
+    return bool(key.identity.get("stripped"))
 
 
 def _is_installed(module: str) -> bool:

@@ -30,7 +30,8 @@ def is_large(job: Job) -> bool:
 def build_isolated(compiler: TensorRtCompiler, job: Job, folder: Path, report: Report) -> Facts:
     """As `compiler.build`. Raises what it raises, ResourceError if its process was killed."""
     # Between two processes of ours, through a pipe: nothing that lies in a file is unpickled.
-    payload = pickle.dumps((compiler.backend, compiler.workspace, compiler.level, job, folder))
+    options = {"workspace": compiler.workspace, "level": compiler.level, "strip": compiler.strip}
+    payload = pickle.dumps((compiler.backend, options, job, folder))
     done = run_isolated(
         job.graph.component.name,
         "gentron.engines.trt_worker",
@@ -46,8 +47,8 @@ def build_isolated(compiler: TensorRtCompiler, job: Job, folder: Path, report: R
 def work(payload: bytes, watch: Watch) -> Any:
     from gentron.engines.trt_build import TensorRtCompiler
 
-    backend, workspace, level, job, folder = pickle.loads(payload)
-    compiler = TensorRtCompiler(backend, workspace=workspace, level=level)
+    backend, options, job, folder = pickle.loads(payload)
+    compiler = TensorRtCompiler(backend, **options)
     return compiler.build(job, folder, lambda doing, share: watch(doing, share, peak_bytes() or 0))
 
 

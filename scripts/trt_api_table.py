@@ -58,7 +58,7 @@ CLASSES = re.compile(
     r"|IConstantLayer|IConvolutionLayer|IDeconvolutionLayer|LayerInformationFormat|LayerType"
     r"|MemoryPoolType|NetworkDefinitionCreationFlag|OnnxParser|ParserError|ProfilingVerbosity"
     r"|ExecutionContextAllocationStrategy|IExecutionContext|IRuntimeCache|IRuntimeConfig|Runtime"
-    r"|TensorIOMode|Weights)"
+    r"|OnnxParserRefitter|Refitter|TensorIOMode|Weights)"
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,7 +80,7 @@ class Engine:
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self._runtime = weakref.ref(runtime)
         runtime.engines.add(self)
-        self.session = module.session(values["graph"])
+        self.session = module.session(values["graph"]) if values["graph"] else None
         self.num_io_tensors = len(values["tensors"])
         self.num_optimization_profiles = len(values["profiles"])
 
@@ -263,6 +264,8 @@ class SimulatedTensorRt(SimpleNamespace):
             ILogger=ILogger,
             TensorIOMode=TensorIOMode,
             ExecutionContextAllocationStrategy=Allocation,
+            Refitter=Refitter,
+            OnnxParserRefitter=OnnxParserRefitter,
         )
         self.gpu, self.require, self.rtx, self.created = gpu, require, rtx, 0
         self._sessions: dict[str, Any] = {}
@@ -287,6 +290,32 @@ class SimulatedTensorRt(SimpleNamespace):
                 graph, options, providers=["CPUExecutionProvider"]
             )
         return self._sessions[graph]
+
+
+class Refitter:
+    """Gives a stripped engine its weights."""
+
+    def __init__(self, engine: Engine, logger: Any):
+        self.engine, self.graph = engine, ""
+
+    def refit_cuda_engine(self) -> bool:
+        if not self.graph:
+            self.engine.module.say("weights are missing")
+            return False
+        self.engine.session = self.engine.module.session(self.graph)
+        return True
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter: Refitter, logger: Any):
+        self.refitter = refitter
+
+    def refit_from_file(self, file: str) -> bool:
+        if not Path(file).is_file():
+            self.refitter.engine.module.say(f"cannot open {file}")
+            return False
+        self.refitter.graph = file
+        return True
 
 
 class Runtime:
@@ -318,11 +347,11 @@ class SimulatedCompiler(Compiler):
 
     precisions = ("fp16", "fp32")
 
-    def __init__(self, backend: str = "tensorrt", version: str = "11.0.0"):
-        self.backend, self.version, self.compiled = backend, version, []
+    def __init__(self, backend: str = "tensorrt", version: str = "11.0.0", strip: bool = False):
+        self.backend, self.version, self.strip, self.compiled = backend, version, strip, []
 
     def identity(self, job):
-        return {"recipe": "simulated", "written by": self.backend}
+        return {"recipe": "simulated", "written by": self.backend, "stripped": self.strip}
 
     def refusal(self, identity, targets):
         return ""
@@ -340,7 +369,7 @@ class SimulatedCompiler(Compiler):
                 tensors[spec.name] = {"mode": mode, "dtype": NAMES[dtype], "axes": spec.axes}
         values = {
             "version": self.version,
-            "graph": str(job.graph.file.resolve()),
+            "graph": "" if self.strip else str(job.graph.file.resolve()),
             "tensors": tensors,
             "profiles": [tensor_shapes(component, profile) for profile in job.profiles],
             "side_factor": job.graph.side_factor,

@@ -38,6 +38,8 @@ USED = {
         "update_device_memory_size_for_shapes": 0,
     },
     "IRuntimeConfig": {"set_execution_context_allocation_strategy": 1},
+    "Refitter": {"refit_cuda_engine": 0},
+    "OnnxParserRefitter": {"refit_from_file": 1},
     "ExecutionContextAllocationStrategy": {"USER_MANAGED": None},
     "TensorIOMode": {"INPUT": None, "OUTPUT": None},
 }
@@ -60,6 +62,8 @@ STAND_INS = {
     "IExecutionContext": "Context",
     "IRuntimeConfig": "RuntimeConfig",
     "IRuntimeCache": "RuntimeCache",
+    "Refitter": "Refitter",
+    "OnnxParserRefitter": "OnnxParserRefitter",
 }
 OURS = {"engine"}  # of a stand-in, where TensorRT has an attribute of the same name and meaning
 
@@ -113,7 +117,8 @@ def test_the_list_above_is_what_the_source_calls():
     text = "\n".join(file.read_text() for file in SOURCES)
     called = set(re.findall(r"\.([a-z][a-z0-9_]{5,})\b", text))
     known = {name for _, name in members(USED, RTX_ONLY)}
-    kinds = ("ICudaEngine", "IExecutionContext", "IRuntimeConfig", "IRuntimeCache", "Runtime")
+    kinds = ("ICudaEngine", "IExecutionContext", "IRuntimeConfig", "IRuntimeCache", "Runtime",
+             "Refitter", "OnnxParserRefitter")  # fmt: skip
     theirs = {name for kind in kinds for name in dir(getattr(trt, kind)) if name[0] != "_"}
     assert (called & theirs) - known - {"profiler"} == set()
 
