@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gentron.bundle import Bundle
 from gentron.engines.compiler import Compiler, Job
-from gentron.engines.graphs import bundle_graph
+from gentron.engines.graphs import bundle_graph, decoder_default
 from gentron.engines.options import EngineOptions
 from gentron.engines.shapes import Declaration
 from gentron.engines.store import Entry
@@ -44,10 +44,13 @@ def plan_builds(
         )
     if not components:
         bundle.check_complete()
-    chosen = precision or compiler.precisions[0]
     jobs: list[Job] = []
     for name in bundle.components:
         if not components or name in components:
+            chosen = precision or compiler.precisions[0]
+            if name == "vae_decoder" and (precision is None or name not in components):
+                # As a pipeline chooses, so that it finds what was built.
+                chosen = decoder_default(bundle, compiler)
             graph = bundle_graph(bundle, name, compiler.graph_precision(chosen), declarations)
             jobs += compiler.jobs(graph, chosen, targets)
     for job in jobs:

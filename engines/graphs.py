@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Protocol
 
 from gentron.bundle import Bundle
 from gentron.engines.base import Graph
@@ -16,6 +17,22 @@ def declarations(bundle: Bundle, profiles: Sequence[str]) -> list[Declaration]:
     config, factor = bundle.config, bundle.vae_factor
     default = default_declaration(config, factor, steps=bundle.manifest.defaults.steps)
     return [parse_declaration(text, default, config, factor) for text in profiles]
+
+
+class Precise(Protocol):
+    """A backend or a compiler: what computes in some precisions, from graphs in some."""
+
+    precisions: tuple[str, ...]
+
+    def graph_precision(self, precision: str) -> str: ...
+
+
+def decoder_default(bundle: Bundle, owner: Precise) -> str:
+    """The first of the owner's precisions for which the decoder has a graph: many autoencoders
+    leave the range of float16, and then there is none in float16."""
+    there = bundle.manifest.precisions.get("vae_decoder", ())
+    fitting = [p for p in owner.precisions if owner.graph_precision(p) in there]
+    return (fitting or owner.precisions)[0]
 
 
 def bundle_graph(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gentron.bundle import Bundle, Verify
 from gentron.engines import Backend, Engine, EngineOptions, backend_named, bundle_graph
-from gentron.engines.graphs import declarations
+from gentron.engines.graphs import declarations, decoder_default
 from gentron.latents import to_uint8
 from gentron.runtime.finite import check_finite
 from gentron.runtime.generation import Generation
@@ -37,7 +37,7 @@ class Pipeline:
         self.bundle, self.backend = bundle, backend
         precision = precision or backend.precisions[0]
         wanted = dict.fromkeys(bundle.components, precision)
-        wanted["vae_decoder"] = decoder_precision or _decoder_precision(bundle, backend)
+        wanted["vae_decoder"] = decoder_precision or decoder_default(bundle, backend)
         try:
             bundle.check_complete()
             declared = declarations(bundle, profiles)
@@ -185,11 +185,3 @@ class Pipeline:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _decoder_precision(bundle: Bundle, backend: Backend) -> str:
-    """The first of the backend's for which there is a graph: a decoder that leaves float16 has
-    none in float16."""
-    there = bundle.manifest.precisions.get("vae_decoder", ())
-    fitting = [p for p in backend.precisions if backend.graph_precision(p) in there]
-    return (fitting or backend.precisions)[0]
