@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,14 @@ class Model:
     file: Any = None  # its mapping, to be kept as long
 
 
+@functools.cache
+def _core() -> Any:
+    """One for the process, and never freed: OpenVINO 2026.4 installs a stack for signal handlers
+    with each, and of two that are freed in the order they were made, the second puts back that of
+    the first, which is gone. The next Ctrl-C would then crash the process."""
+    return import_openvino().Core()
+
+
 class OpenVinoCpu:
     """The device. Always says which precision it wants, and asks which one it got: unless told,
     OpenVINO computes float32 graphs in bfloat16 wherever the CPU can."""
@@ -58,7 +67,7 @@ class OpenVinoCpu:
         """`threads` 0: all physical cores."""
         openvino = import_openvino()
         self.version, self.threads = str(openvino.__version__), threads
-        self._openvino, self._core = openvino, openvino.Core()
+        self._openvino, self._core = openvino, _core()
         try:
             self.name = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
             found = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -32,7 +32,7 @@ from gentron.engines.trt_network import (
     read_layers,
 )
 from gentron.engines.trt_progress import BuildProgress, make_monitor, run_reporting
-from gentron.engines.trt_worker import build_isolated, is_large
+from gentron.engines.trt_worker import build_isolated
 from gentron.errors import BackendError, RequestError, ResourceError
 
 log = logging.getLogger(__name__)
@@ -153,13 +153,12 @@ class TensorRtCompiler(Compiler):
         check_memory(name, parsed.facts["weight_bytes"], self.flavor.streams(parsed.trt))
 
     def compile(self, job: Job, folder: Path, report: Report) -> Facts:
-        """Writes `engine.plan`; a large one in a process of its own, which Ctrl-C kills."""
-        if is_large(job):
-            return build_isolated(self, job, folder, report)
-        return self.build(job, folder, report)
+        """Writes `engine.plan`, in a process of its own, which Ctrl-C kills."""
+        return build_isolated(self, job, folder, report)
 
     def build(self, job: Job, folder: Path, report: Report) -> Facts:
-        """As `compile`, here. The build runs in a thread; `report` is called from this one."""
+        """As `compile`, in this process. The build runs in a thread; `report` is called from this
+        one. Being stopped waits for the step that the builder is in."""
         progress = BuildProgress()
         return run_reporting(lambda: self._build(job, folder / PLAN, progress), progress, report)
 

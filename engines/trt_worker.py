@@ -1,7 +1,8 @@
-"""`python -m gentron.engines.trt_worker`: one large build in a process of its own.
+"""`python -m gentron.engines.trt_worker`: one build in a process of its own.
 
 Builders hold several times the weights and cannot be interrupted in the middle of a step. A process
-can be killed at once, and if the system runs out of memory it takes this one.
+can be killed at once, if the system runs out of memory it takes this one, and what goes wrong in a
+native library stays in it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,7 @@ if TYPE_CHECKING:
     from gentron.engines.compiler import Facts, Job, Report
     from gentron.engines.trt_build import TensorRtCompiler
 
-LARGE = 500_000_000  # bytes of weights beside the graph; smaller builds take seconds
 LOG = "build.log"
-
-
-def is_large(job: Job) -> bool:
-    weights = job.graph.file.parent.glob("*.safetensors")
-    return sum(file.stat().st_size for file in weights) > LARGE
 
 
 def build_isolated(compiler: TensorRtCompiler, job: Job, folder: Path, report: Report) -> Facts:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -317,3 +319,32 @@ def test_doctor_names_version_and_processor():
     assert report.usable
     assert report.detail.startswith("openvino 20")
     assert "CPU" in report.detail
+
+
+def test_control_c_is_an_interrupt_also_after_devices_have_come_and_gone(bundle):
+    """The process would crash if a device left its stack for signal handlers behind."""
+    script = """
+import gc, os, signal, sys, time
+from gentron.bundle import Bundle
+from gentron.engines import EngineOptions, backend_named, bundle_graph
+from gentron.engines.cache import EngineCache
+from pathlib import Path
+
+graph = bundle_graph(Bundle.open(sys.argv[1]), "conditioner", "fp32")
+options = EngineOptions(store=EngineCache(Path(sys.argv[2])))
+backends = [backend_named("openvino", options) for _ in range(2)]
+engines = [backend.load(graph, "fp32") for backend in backends]
+while backends:  # in the order they were made
+    engines.pop(0).close()
+    backends.pop(0).close()
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", script, str(bundle.path), folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

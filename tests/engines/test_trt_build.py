@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import pickle
 import shutil
 import signal
-import threading
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import psutil
 import pytest
 from onnx import TensorProto, helper
 
@@ -60,7 +62,7 @@ def built(bundle, compiler, job, tmp_path_factory):
     for name in bundle.components:
         folder, reports = tmp_path_factory.mktemp(name), []
         compiler.check(job(name))
-        facts = compiler.compile(job(name), folder, lambda *now, to=reports: to.append(now))
+        facts = compiler.build(job(name), folder, lambda *now, to=reports: to.append(now))
         made[name] = (facts, folder, reports)
     return made
 
@@ -158,7 +160,7 @@ def test_a_float32_graph_is_not_passed_off_as_float16(bundle, compiler, tmp_path
     with pytest.raises(BackendError, match=r"fp16 was asked for, but 0.0% .*\(0 of 16 products\)"):
         compiler.check(wrong)
     with pytest.raises(BackendError, match="fp16 was asked for"):
-        compiler.compile(wrong, tmp_path, quiet)
+        compiler.build(wrong, tmp_path, quiet)
     assert not list(tmp_path.iterdir())
 
 
@@ -197,7 +199,7 @@ def test_turing_is_refused_for_a_graph_with_float32_products_and_only_then(compi
 
 def test_tensorrts_own_error_becomes_one_line_with_the_layer(compiler, job, tmp_path):
     with pytest.raises(BackendError) as caught:
-        compiler.compile(job("conditioner", targets=("sm75",)), tmp_path, quiet)
+        compiler.build(job("conditioner", targets=("sm75",)), tmp_path, quiet)
     text = str(caught.value)
     assert text.startswith("conditioner: the build failed at node_")
     assert "FP32 GEMM is not supported" in text
@@ -278,7 +280,7 @@ def test_t5_xxl_does_not_fit_on_a_machine_of_24_gib(monkeypatch):
         check_memory("text_encoder_2", weights, streams=False)
 
 
-def test_control_c_during_a_build_is_raised_and_leaves_no_file(compiler, job, tmp_path):
+def test_control_c_during_a_build_ends_its_process_and_leaves_no_plan(compiler, job, tmp_path):
     seen = []
 
     def report(doing, share):
@@ -288,62 +290,99 @@ def test_control_c_during_a_build_is_raised_and_leaves_no_file(compiler, job, tm
     with pytest.raises(KeyboardInterrupt):
         compiler.compile(job("denoiser"), tmp_path, report)
     assert seen
-    assert not list(tmp_path.iterdir())
-    assert not [t for t in threading.enumerate() if t.name == "tensorrt-build"]
+    assert not [
+        c for c in psutil.Process().children() if "gentron.engines.trt_worker" in c.cmdline()
+    ]
 
 
-def test_an_error_of_the_report_stops_the_build_in_any_thread(compiler, job, tmp_path):
-    caught = []
+def test_a_compile_in_a_process_of_its_own_is_the_build(compiler, job, tmp_path, built):
+    told = []
+    facts = compiler.compile(job("conditioner"), tmp_path, lambda *now: told.append(now))
+    assert [file.name for file in tmp_path.iterdir()] == [PLAN]
+    here = built["conditioner"][0]
+    assert facts["products"] == here["products"]
+    assert facts["weight_bytes"] == here["weight_bytes"]
+    assert told
 
-    def report(doing, share):
+
+def test_what_a_build_refuses_arrives_from_its_process(compiler, job, tmp_path):
+    wrong = replace(job("conditioner"), targets=("sm90",))
+    with pytest.raises(RequestError, match="use --backend tensorrt on that machine"):
+        compiler.compile(wrong, tmp_path, quiet)
+
+
+STOPPED = """
+import errno, os, pickle, signal, sys, threading
+from pathlib import Path
+from gentron.engines.trt_build import PLAN, TensorRtCompiler
+
+what, folder = sys.argv[1], Path(sys.argv[2])
+job = pickle.load(sys.stdin.buffer)
+raised = []
+
+def report(doing, share):
+    if what == "control-c":
+        os.kill(os.getpid(), signal.SIGINT)
+    elif what == "report":
         raise ValueError("nobody listens")
 
-    def call():
-        with pytest.raises(ValueError, match="nobody listens") as error:
-            compiler.compile(job("denoiser"), tmp_path, report)
-        caught.append(error)
+class Full:
+    def __init__(self, file):
+        self.file = file
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.file.close()
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    thread = threading.Thread(target=call)
+real = Path.open
+if what == "disk":
+    Path.open = lambda self, *a, **n: Full(real(self, *a, **n)) if self.name == PLAN else real(
+        self, *a, **n)
+
+def build():
+    try:
+        TensorRtCompiler("tensorrt-rtx").build(job, folder, report)
+    except (KeyboardInterrupt, ValueError, OSError) as error:
+        raised.append(repr(error))
+
+if what == "report":  # in another thread than the main one
+    thread = threading.Thread(target=build)
     thread.start()
-    thread.join(60)
-    assert len(caught) == 1
-    assert not list(tmp_path.iterdir())
+    thread.join()
+else:
+    build()
+left = [t.name for t in threading.enumerate() if t.name == "tensorrt-build"]
+print(raised, list(folder.iterdir()), left)
+"""
 
 
-def test_a_full_disk_is_the_systems_error_and_leaves_no_file(compiler, job, tmp_path, monkeypatch):
-    real = Path.open
-
-    class Full:
-        """A file on a disk without room."""
-
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def write(self, data):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    def opened(self, *arguments, **named):
-        file = real(self, *arguments, **named)
-        return Full(file) if self.name == PLAN else file
-
-    monkeypatch.setattr(Path, "open", opened)
-    with pytest.raises(OSError, match="No space left") as caught:
-        compiler.compile(job("conditioner"), tmp_path, quiet)
-    assert caught.value.errno == errno.ENOSPC
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("control-c", "['KeyboardInterrupt()']"),
+        ("report", "[\"ValueError('nobody listens')\"]"),
+        ("disk", "[\"OSError(28, 'No space left on device')\"]"),
+    ],
+)
+def test_a_build_that_is_stopped_raises_why_and_leaves_no_file(job, tmp_path, what, error):
+    """In a process of its own, as builds are."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, what, str(tmp_path)],
+        input=pickle.dumps(job("conditioner" if what == "disk" else "denoiser")),
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout.decode().strip() == f"{error} [] []", done.stderr.decode()[-2000:]
 
 
 def test_where_plans_cannot_be_streamed_they_are_written_whole(
     compiler, job, built, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Flavor, "streams", lambda self, trt: False)
-    facts = compiler.compile(job("conditioner"), tmp_path, quiet)
+    facts = compiler.build(job("conditioner"), tmp_path, quiet)
     assert (tmp_path / PLAN).read_bytes()[:4] == b"vtrt"
     assert facts["plan_bytes"] == pytest.approx(built["conditioner"][0]["plan_bytes"], rel=0.05)
 
@@ -351,5 +390,5 @@ def test_where_plans_cannot_be_streamed_they_are_written_whole(
 def test_something_that_is_no_engine_is_not_kept(compiler, job, tmp_path, monkeypatch):
     monkeypatch.setattr(compiler, "flavor", replace(compiler.flavor, header=b"other"))
     with pytest.raises(BackendError, match="the plan begins with b'vtrt"):
-        compiler.compile(job("conditioner"), tmp_path, quiet)
+        compiler.build(job("conditioner"), tmp_path, quiet)
     assert not list(tmp_path.iterdir())
