@@ -243,3 +243,21 @@ def test_without_torch_the_line_says_what_to_install(run_process: Command, desk:
     assert "torch" in line
     assert "pip install 'gentron[export]'" in line
     assert list(desk.iterdir()) == []
+
+
+def test_build_goes_on_to_compile_what_was_exported(
+    gentron_export: Command, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import gentron.export
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gentron.export, "export_bundle", lambda **_: tiny_bundle)
+    done = gentron_export("--model", "tiny", "--build", "onnxruntime")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tiny_bundle}\n"
+    built = [line.split()[0] for line in done.stderr.splitlines() if "built in" in line]
+    assert built == list(Bundle.open(tiny_bundle).components)
+
+
+def test_shapes_without_engines_are_refused(export_refused: Refused) -> None:
+    assert "add --build BACKEND" in export_refused("--model", "tiny", "--profile", "samples=1")
