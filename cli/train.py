@@ -67,6 +67,47 @@ def emoji(
     click.echo(str(folder / "checkpoint"))
 
 
+@cli.command()
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("training/emoji"),
+              show_default=True, help="Of a finished image run.")  # fmt: skip
+@click.option("--clips", type=click.IntRange(min=64), help="Clips encoded once.")
+@click.option("--steps", type=click.IntRange(min=1), help="In all.")
+@click.option("--motion-free", type=click.FloatRange(0, 1), metavar="P",
+              help="Share of clips whose frames see only themselves [0.15].")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Of clips, noise and new layers.")  # fmt: skip
+@click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of torch.")
+@click.option("--no-compile", is_flag=True, help="Train without torch.compile (needs no g++).")
+def video(
+    folder: Path,
+    clips: int | None,
+    steps: int | None,
+    motion_free: float | None,
+    seed: int,
+    font: Path | None,
+    threads: int | None,
+    no_compile: bool,
+) -> None:
+    """Teach a trained `emoji` to move: temporal layers, on images and clips together.
+
+    Stop it at any time and run it again: it goes on where it was. Every few minutes it writes
+    FOLDER/video-grids/*.png (fixed prompts, a row each) and FOLDER/checkpoint-video.
+    """
+    _need_train()
+    import torch
+
+    from gentron.train.video_recipe import VideoRecipe, train_emoji_video
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if threads:
+        torch.set_num_threads(threads)
+    given = {"clips": clips, "steps": steps, "motion_free": motion_free}
+    recipe = VideoRecipe(seed=seed, **{n: v for n, v in given.items() if v is not None})
+    train_emoji_video(folder, recipe, font=font, compile=not no_compile)
+    click.echo(str(folder / "checkpoint-video"))
+
+
 def _scoring(command: Callable[..., None]) -> Callable[..., None]:
     """Options that score and sweep share."""
     options = (

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gentron.config import SamplingDefaults
+from gentron.config import GenTronConfig, SamplingDefaults
 from gentron.model import GenTron
 from gentron.presets import EMOJI
 from gentron.train.card import write_card
@@ -46,6 +46,8 @@ def write_checkpoint(
     *,
     provenance: dict[str, object],
     defaults: SamplingDefaults = EMOJI.defaults,
+    config: GenTronConfig = EMOJI.transformer,
+    name: str = EMOJI.name,
 ) -> None:
     """Replaces `folder` in one move, so that an export never sees half a checkpoint."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -70,14 +72,14 @@ def write_checkpoint(
     _json(
         partial / "checkpoint.json",
         {
-            "name": EMOJI.name,
+            "name": name,
             "weights": "trained",
             "defaults": vars(defaults),
             "provenance": provenance,
             "licences": LICENCES,
         },
     )
-    _json(partial / "transformer" / "config.json", EMOJI.transformer.to_dict())
+    _json(partial / "transformer" / "config.json", config.to_dict())
     _json(partial / "vae" / "config.json", vae_config)
     _json(partial / "scheduler" / "scheduler_config.json", EMOJI.scheduler)
     _json(partial / "text_encoder" / "config.json", _encoder_config())

@@ -6,6 +6,7 @@ Sprites come from the Noto Color Emoji font (SIL OFL 1.1), their names from the 
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections.abc import Sequence
@@ -93,6 +94,7 @@ class Placement:
     size: float
     x: float
     y: float
+    angle: float = 0.0  # radians, clockwise
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,7 @@ def draw(scenes: Sequence[Scene], sprites: torch.Tensor) -> torch.Tensor:
     for layer in range(max(len(scene.placements) for scene in scenes)):
         rows = [i for i, scene in enumerate(scenes) if len(scene.placements) > layer]
         places = [scenes[i].placements[layer] for i in rows]
-        inverse = torch.tensor(
-            [
-                [
-                    [1 / p.size, 0.0, -(2 * p.x - 1) / p.size],
-                    [0.0, 1 / p.size, -(2 * p.y - 1) / p.size],
-                ]
-                for p in places
-            ]
-        )
+        inverse = torch.tensor([_inverse(place) for place in places])
         chosen = sprites[[p.noun for p in places]]
         # Shrinking below half would alias under bilinear sampling, so average first.
         small = torch.tensor([p.size < 0.6 for p in places])[:, None, None, None]
@@ -130,6 +124,13 @@ def draw(scenes: Sequence[Scene], sprites: torch.Tensor) -> torch.Tensor:
         picture = picture.clone()
         picture[rows] = picture[rows] * (1 - alpha) + rgb
     return picture * 2 - 1
+
+
+def _inverse(place: Placement) -> list[list[float]]:
+    """From the picture's coordinates (-1 to 1) to the sprite's, as `affine_grid` takes it."""
+    cos, sin = math.cos(place.angle) / place.size, math.sin(place.angle) / place.size
+    x, y = 2 * place.x - 1, 2 * place.y - 1
+    return [[cos, sin, -cos * x - sin * y], [-sin, cos, sin * x - cos * y]]
 
 
 def held_out_color(noun: str) -> str:

@@ -1,0 +1,216 @@
+"""The emoji video model: the image model with temporal attention, trained on images and clips.
+
+Images and clips take turns. A share of the clips' rows is motion-free: their frames see only
+themselves (section 3.3.2), so that the network without motion stays in the network with it. Text is
+dropped by a lot of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gentron.config import GenTronConfig
+from gentron.model import GenTron
+from gentron.train.checkpointing import Run
+from gentron.train.clips import FRAMES, ClipSampler, draw_clip
+from gentron.train.denoiser import FLOW_TIMESTEPS, TEXT_DROPOUT, LatentPool, flow_loss
+from gentron.train.text import FrozenText
+
+MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
+CHUNK = 64  # clips
+NAME = "video"
+
+
+@dataclass(frozen=True)
+class ClipPool:
+    """Encoded clips and captions, normalised as the image model's latents are."""
+
+    latents: Tensor  # [K, F, C, h, w] float16
+    hidden: Tensor  # [K, L, W] float16
+    mask: Tensor  # [K, L] int64
+    pooled: Tensor  # [K, W] float16
+
+
+def video_config(image: GenTronConfig, *, frames: int = FRAMES, most: int = 16) -> GenTronConfig:
+    """The image model's configuration with temporal layers, for up to `most` frames."""
+    return replace(image, temporal=True, sample_frames=frames, max_frames=most)
+
+
+def from_image_model(config: GenTronConfig, image: dict[str, Tensor]) -> GenTron:
+    """A video model that draws the image model's frames: its temporal outputs are zero.
+
+    Raises KeyError for a tensor that the image model lacks and that is not temporal.
+    """
+    model = GenTron(config).initialise()
+    state = model.state_dict()
+    for name in state:
+        if ".temporal." not in name:
+            state[name] = image[name]
+    model.load_state_dict(state)
+    return model
+
+
+@torch.inference_mode()
+def build_clip_pool(
+    folder: Path,
+    autoencoder: torch.nn.Module,
+    sprites: Tensor,
+    names: list[str],
+    text: FrozenText,
+    images: LatentPool,
+    *,
+    count: int,
+    seed: int,
+) -> ClipPool:
+    """Draws and encodes `count` clips in chunks, each saved, so that a stop loses one chunk."""
+    chunks = []
+    for index in range(count // CHUNK):
+        file = folder / "clips" / f"{index:04}.pt"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            sampler = ClipSampler(names, seed)
+            sampler.random.seed(f"clips {seed} {index}")
+            clips = sampler.sample(CHUNK)
+            latents = []
+            for start in range(0, CHUNK, 4):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    frames = torch.cat([draw_clip(c, sprites) for c in clips[start : start + 4]])
+                    encoded = autoencoder.encode(frames, return_dict=False)[0].float()
+                latents.append(encoded.unflatten(0, (4, -1)))
+            hidden, mask, pooled = text([clip.caption for clip in clips])
+            chunk = {
+                "latents": torch.cat(latents).half(),
+                "hidden": hidden.half(),
+                "mask": mask,
+                "pooled": pooled.half(),
+            }
+            torch.save(chunk, file.with_suffix(".tmp"))
+            file.with_suffix(".tmp").replace(file)
+        chunks.append(torch.load(file, weights_only=True))
+    joined = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    raw = joined.pop("latents").float()
+    normalised = (raw - images.mean[:, None, None]) / images.std[:, None, None]
+    return ClipPool(latents=normalised.half(), **joined)
+
+
+def clip_loss(
+    forward: Callable[..., Tensor],
+    pool: ClipPool,
+    null: tuple[Tensor, Tensor, Tensor],
+    batch: int,
+    motion_free: float,
+    seed: int,
+) -> Tensor:
+    """`flow_loss` of clips: one time for all frames of a clip, noise of its own for each.
+
+    Text and motion are dropped independently, as equation 6 needs its three networks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(pool.latents), (batch,), generator=generator)
+    clean = pool.latents[rows].float()  # [R, F, C, h, w]
+    t = torch.randn(batch, generator=generator).sigmoid()
+    noise = torch.randn(clean.shape, generator=generator)
+    noisy = torch.lerp(clean, noise, t[:, None, None, None, None])
+    drop = torch.rand(batch, generator=generator) < TEXT_DROPOUT
+    still = torch.rand(batch, generator=generator) < motion_free
+    hidden, mask, pooled = pool.hidden[rows].float(), pool.mask[rows], pool.pooled[rows].float()
+    hidden[drop], mask[drop], pooled[drop] = (value[0] for value in null)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        velocity = forward(noisy, t * FLOW_TIMESTEPS, [hidden], [mask], pooled, still)
+    return F.mse_loss(velocity.float(), noise - clean)
+
+
+def train_video(
+    folder: Path,
+    config: GenTronConfig,
+    image: dict[str, Tensor],
+    images: LatentPool,
+    clips: ClipPool,
+    null: tuple[Tensor, Tensor, Tensor],
+    *,
+    steps: int,
+    image_batch: int = 64,
+    clip_batch: int = 8,
+    image_share: float = 0.4,
+    motion_free: float = MOTION_FREE,
+    peak_rate: float = 5e-4,
+    ema_decay: float = 0.998,
+    seed: int = 0,
+    compile: bool = True,
+    on_snapshot: Callable[[GenTron, int], None] = lambda model, step: None,
+    snapshot_every: float = 600.0,
+) -> GenTron:
+    """Trains, or resumes, for `steps` in all; returns the averaged (EMA) network.
+
+    `image` is the state of the image model that it starts from. Every step is an image batch with
+    probability `image_share`, else a batch of clips.
+    """
+    run = Run(folder, NAME)
+    torch.manual_seed(seed)
+    model = from_image_model(config, image)
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    step = 0
+    if saved := run.load():
+        step = saved["step"]
+        model.load_state_dict(saved["model"])
+        averaged.load_state_dict(saved["averaged"])
+        optimizer.load_state_dict(saved["optimizer"])
+    forward = torch.compile(model) if compile else model
+    snapshot_at = started = time.monotonic()
+    first, windows = step, ([], [])
+    while step < steps:
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(step, steps, peak_rate)
+        turn = torch.Generator().manual_seed(seed * 7_000_003 + step)
+        is_image = float(torch.rand((), generator=turn)) < image_share
+        lot = seed * 1_000_003 + step
+        if is_image:
+            loss = flow_loss(forward, images, null, image_batch, lot)
+        else:
+            loss = clip_loss(forward, clips, null, clip_batch, motion_free, lot)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+        windows[is_image].append(loss.item())
+        step += 1
+        if step % 50 == 0 or step == steps:
+            rate = (time.monotonic() - started) / (step - first)
+            clip_mean, image_mean = (round(sum(w) / max(1, len(w)), 4) for w in windows)
+            run.log(step=step, loss=clip_mean, image_loss=image_mean,
+                    seconds_per_step=round(rate, 3))  # fmt: skip
+            for window in windows:
+                window.clear()
+        if run.due() or step == steps:
+            run.save(
+                {
+                    "step": step,
+                    "model": model.state_dict(),
+                    "averaged": averaged.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
+            )
+        if time.monotonic() - snapshot_at > snapshot_every or step == steps:
+            on_snapshot(averaged, step)
+            snapshot_at = time.monotonic()
+    return averaged.eval()
+
+
+def _rate(step: int, total: int, peak: float) -> float:
+    """Warm up over 100 steps, hold, then fall linearly to 3 % over the last half."""
+    warm = min(1.0, (step + 1) / 100)
+    left = (total - step) / (total / 2)
+    return peak * warm * max(0.03, min(1.0, left))
