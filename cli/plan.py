@@ -32,7 +32,8 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
 @click.option("--latency", type=Seconds(), required=True, help="Such as 800ms, of all steps.")
 @click.option("--memory", type=Bytes(), help="Such as 12GB [the GPU's].")
 @click.option("--size", type=Size(), help="Pixels [the model's own].")
-@click.option("--frames", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--frames", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Of a video.")  # fmt: skip
 @click.option("--guidance", type=float, help="[the bundle's default]")
 @click.option("--motion", type=float, help="[the bundle's default]")
 @click.option("--compute", type=float, default=0.55, show_default=True,
