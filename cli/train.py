@@ -102,7 +102,7 @@ def video(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if threads:
         torch.set_num_threads(threads)
-    given = {"clips": clips, "steps": steps, "motion_free": motion_free}
+    given: dict[str, Any] = {"clips": clips, "steps": steps, "motion_free": motion_free}
     recipe = VideoRecipe(seed=seed, **{n: v for n, v in given.items() if v is not None})
     train_emoji_video(folder, recipe, font=font, compile=not no_compile)
     click.echo(str(folder / "checkpoint-video"))
