@@ -1,6 +1,6 @@
 """Tensors in a GPU's memory, and the host memory that they are written from and read into.
 
-Memory that a tensor no longer needs is kept and given to the next of its size, the lowest address
+Memory that a tensor no longer needs is kept and given to the next of its size, the oldest block
 first: so the same request meets the same addresses again, and work that was captured with them can
 be used again. All of it is used in the order of one stream, so it may be given on at once.
 """
@@ -35,8 +35,9 @@ class Pool(Generic[Block]):
     def __init__(self, device: Device, allocate: Callable[[int], Block]):
         self._device = device
         self._allocate: Callable[[int], Block] = allocate
-        self._idle: dict[int, list[tuple[int, Block]]] = {}  # heaps by address
-        self._used: dict[int, Block] = {}
+        self._idle: dict[int, list[tuple[int, Block]]] = {}  # heaps by age, for each size
+        self._used: dict[int, tuple[int, Block]] = {}  # by address
+        self._made = 0  # blocks so far, which numbers them
         self._returned: deque[Block] = deque()
         self._idle_bytes = 0
         self.forget: Forget = lambda addresses: None
@@ -45,7 +46,7 @@ class Pool(Generic[Block]):
         size = max(ALIGNMENT, math.ceil(size / ALIGNMENT) * ALIGNMENT)
         self._collect()
         if self._idle.get(size):
-            _, block = heapq.heappop(self._idle[size])
+            number, block = heapq.heappop(self._idle[size])
             self._idle_bytes -= size
         else:
             if self._idle_bytes > IDLE:
@@ -56,7 +57,8 @@ class Pool(Generic[Block]):
                 gc.collect()  # a request that was dropped halfway is a cycle, with all its tensors
                 self.trim()
                 block = self._allocate(size)
-        self._used[block.address] = block
+            number, self._made = self._made, self._made + 1
+        self._used[block.address] = number, block
         return block
 
     def give_back(self, block: Block) -> None:
@@ -78,19 +80,21 @@ class Pool(Generic[Block]):
         """Frees everything, in use or not."""
         self.trim()
         while self._used:
-            self._used.popitem()[1].free()
+            self._used.popitem()[1][1].free()
 
     @property
     def used_bytes(self) -> int:
         with self._device.held():
             self._collect()
-            return sum(block.size for block in self._used.values())
+            return sum(block.size for _, block in self._used.values())
 
     def _collect(self) -> None:
         while self._returned:
             block = self._returned.popleft()
-            if self._used.pop(block.address, None) is block:
-                heapq.heappush(self._idle.setdefault(block.size, []), (block.address, block))
+            number, owned = self._used.get(block.address, (0, None))
+            if owned is block:
+                del self._used[block.address]
+                heapq.heappush(self._idle.setdefault(block.size, []), (number, block))
                 self._idle_bytes += block.size
                 self._device.recycle(block)
 

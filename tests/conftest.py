@@ -45,7 +45,10 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def bundle_cache(request: pytest.FixtureRequest) -> Path:
-    """A folder for exports that stays until a source of theirs changes."""
+    """A folder for exports that stays until a source of theirs changes; or, on a machine without
+    the exporter, one that was made elsewhere and is named by GENTRON_TEST_BUNDLES."""
+    if made := os.environ.get("GENTRON_TEST_BUNDLES"):
+        return Path(made).resolve(strict=True)
     root = Path(request.config.cache.mkdir("bundles")) / _sources_digest()
     if not root.exists():
         for stale in root.parent.iterdir():
@@ -59,10 +62,10 @@ def exported(bundle_cache: Path) -> Callable[..., Path]:
     """`exported("tiny")` is the fp16 bundle of a preset; do not write into it."""
 
     def get(preset: str, precision: str = "fp16") -> Path:
-        from gentron.export.bundle_writer import export_bundle
-
         folder = bundle_cache / f"{preset}-{precision}"
         if not (folder / "gentron.json").is_file():
+            from gentron.export.bundle_writer import export_bundle
+
             export_bundle(model=preset, output=folder, **{precision: True})
         return folder
 

@@ -22,11 +22,27 @@ def _load(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def simulated() -> SimpleNamespace:
-    """The modules `simulated_gpu` and `simulated_trt`, as one."""
-    gpu, trt = _load("simulated_gpu"), _load("simulated_trt")
-    return SimpleNamespace(
-        **vars(gpu), **{k: v for k, v in vars(trt).items() if k not in vars(gpu)}
-    )
+    """The modules of this folder that stand for something, as one."""
+    names: dict = {}
+    for module in ("watched_cuda", "host_core", "simulated_trt", "simulated_gpu"):
+        names |= vars(_load(module))
+    return SimpleNamespace(**names)
+
+
+@pytest.fixture
+def make_gpu(simulated, monkeypatch) -> Callable:
+    """`make_gpu("simulated")`, or "host": CUDA's file on a stand-in for cuda.core, or "cuda"."""
+
+    def make(kind: str):
+        if kind == "simulated":
+            return simulated.SimulatedGpu()
+        if kind == "host":
+            monkeypatch.setattr("gentron.engines.device_cuda.driver_missing", lambda: "")
+            monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(core=simulated.HostCore()))
+            return simulated.HostWatchedCuda()
+        return simulated.WatchedCuda()
+
+    return make
 
 
 @pytest.fixture

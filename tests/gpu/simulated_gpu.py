@@ -22,6 +22,9 @@ POISON = 0xFB  # float32 -2.6e36, float16 -65376 (-61k), int64 far out of every 
 STREAM = 0x51
 FIRST_ADDRESS = 0x7F00_0000_0000
 
+Range = tuple[int, int]  # of addresses: first, one behind the last
+Network = Callable[[list[np.ndarray]], list[np.ndarray]]  # bytes of every tensor
+
 
 class Fault(AssertionError):
     """What would be wrong results, a hang or a crash on a GPU."""
@@ -262,6 +265,19 @@ class SimulatedGpu(Device):
         else:
             self.queue.append((name, work))
             self.queued += 1
+
+    def compute(
+        self, network: Network, reads: list[Range], writes: list[Range], scratch: Range
+    ) -> None:
+        """Queues a network: from the bytes at `reads` to those at `writes`; ranges of addresses."""
+
+        def work() -> None:
+            read = [self.read(start, stop - start) for start, stop in reads]
+            self.resolve(scratch[0], scratch[1] - scratch[0])[0].forget()
+            for (start, _), values in zip(writes, network(read), strict=True):
+                self.write(start, values)
+
+        self.enqueue("execute", work)
 
     def run_until(self, position: int) -> None:
         with self._lock:

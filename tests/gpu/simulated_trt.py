@@ -227,24 +227,24 @@ class Context:
         inputs = [name for name in tensors if self._is_input(name)]
         outputs = [name for name in tensors if name not in inputs]
 
-        def work() -> None:
+        def network(read: list[np.ndarray]) -> list[np.ndarray]:
             now = context()
             module.require(now is not None, "a context is freed while its work is queued")
             if changes is not None:
                 module.require(now.changes == changes, "launched after its context was changed")
-            feeds = {}
-            for name in inputs:
-                start, stop = ranges[name]
-                raw = gpu.read(start, stop - start)
-                feeds[name] = raw.view(DTYPES[tensors[name]["dtype"]]).reshape(shapes[name])
-            start, stop = ranges["scratch"]
-            gpu.resolve(start, stop - start)[0].forget()
-            for name, values in zip(outputs, session.run(outputs, feeds), strict=True):
+            feeds = {
+                name: raw.view(DTYPES[tensors[name]["dtype"]]).reshape(shapes[name])
+                for name, raw in zip(inputs, read, strict=True)
+            }
+            written = session.run(outputs, feeds)
+            for name, values in zip(outputs, written, strict=True):
                 module.require(values.shape == shapes[name], f"{name} has shape {values.shape}")
-                gpu.write(ranges[name][0], np.ascontiguousarray(values).reshape(-1).view(np.uint8))
             gpu.counts["executions"] += 1
+            return [np.ascontiguousarray(v).reshape(-1).view(np.uint8) for v in written]
 
-        gpu.enqueue("execute", work)
+        gpu.compute(
+            network, [ranges[n] for n in inputs], [ranges[n] for n in outputs], ranges["scratch"]
+        )
 
     def _range(self, name: str) -> tuple[int, int]:
         dtype = DTYPES[self.engine.values["tensors"][name]["dtype"]]

@@ -1,8 +1,14 @@
-"""The real pipeline on the simulated GPU: same pictures, no waiting, nothing left behind."""
+"""The real pipeline on a GPU: same pictures, no waiting, nothing left behind.
+
+On the simulated one; on CUDA's file above a stand-in for cuda.core; and (`-m cuda`) on a real one,
+with its memory, stream and graphs. In each the host computes the networks, with the library that
+computes the expected pictures, so whatever differs is memory that was misused.
+"""
 
 from __future__ import annotations
 
 import gc
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +16,7 @@ import pytest
 
 from gentron.bundle import Bundle
 from gentron.engines import backend_named
+from gentron.engines.device_cuda import driver_missing
 from gentron.runtime import Pipeline
 
 REQUEST = {"seed": 7, "steps": 6, "solver": "ddim", "guidance": 4.0}
@@ -26,16 +33,34 @@ def expected(request, bundle):
         yield request.param, pipeline("a cat", batch=2, **REQUEST)
 
 
+on_cuda = pytest.param(
+    "cuda",
+    marks=[pytest.mark.cuda, pytest.mark.skipif(bool(driver_missing()), reason="no NVIDIA driver")],
+)
+
+
+@pytest.fixture(params=["simulated", "host", on_cuda])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def gpu(kind, make_gpu):
+    device = make_gpu(kind)
+    yield device
+    device.close()
+    assert device.faults == []
+
+
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
 def test_pictures_are_those_of_the_cpu_to_the_bit(expected, bundle, gpu, backend_on, name):
-    """The same library computes both, so whatever differs is memory that was misused."""
     precision, wanted = expected
     with Pipeline(bundle, backend_on(gpu, name), precision, precision) as pipeline:
         for _ in range(3):  # plain runs, captured work, captured work from the start
             found = pipeline("a cat", batch=2, **REQUEST)
             np.testing.assert_array_equal(found.latents, wanted.latents)
             np.testing.assert_array_equal(found.images, wanted.images)
-    assert {c.device for c in found.components} == {"Simulated GPU"}
+    assert {c.device for c in found.components} == {gpu.name}
 
 
 def test_noise_of_a_stochastic_solver_arrives_in_time(bundle, gpu, backend_on):
@@ -47,8 +72,11 @@ def test_noise_of_a_stochastic_solver_arrives_in_time(bundle, gpu, backend_on):
     np.testing.assert_array_equal(found.latents, wanted.latents)
 
 
-def test_a_step_runs_while_the_host_prepares_the_next(bundle, gpu, backend_on):
+def test_a_step_runs_while_the_host_prepares_the_next(bundle, kind, gpu, backend_on):
     """Of a step only its predecessor's `bad` is waited for: the step itself is still queued."""
+    if kind == "host":
+        pytest.skip("there everything runs at once")
+    gpu.delay = 0.02  # of a network on a real GPU, in seconds
     with Pipeline(bundle, backend_on(gpu), "fp32", "fp32") as pipeline:
         generation = pipeline.stream("a cat", **REQUEST)
         for step in generation:
@@ -163,14 +191,32 @@ def test_threads_share_the_gpu_and_each_gets_its_own_pictures(bundle, gpu, backe
             np.testing.assert_array_equal(latents, wanted[seed])
 
 
-def test_loading_and_closing_gives_everything_back(bundle, simulated, backend_on):
+def test_loading_and_closing_gives_everything_back(bundle, kind, make_gpu, backend_on):
     for _ in range(3):
-        gpu = simulated.SimulatedGpu()
+        gpu = make_gpu(kind)
         pipeline = Pipeline(bundle, backend_on(gpu), "fp32", "fp32")
         pipeline("a cat", **REQUEST)
         pipeline.close()
         assert gpu.leaks() == []
         assert gpu.faults == []
+
+
+@pytest.mark.parametrize("kind", ["host", on_cuda])
+def test_the_host_is_done_with_a_step_in_less_than_a_millisecond(
+    bundle, gpu, backend_on, record_property, capsys
+):
+    """With networks that do nothing: rows packed, written and sent, one launch, one flag read."""
+    with Pipeline(bundle, backend_on(gpu), "fp16", "fp32") as pipeline:
+        pipeline("a cat", **REQUEST)  # engines are proved before networks do nothing
+        gpu.empty = True
+        request = REQUEST | {"steps": 100}
+        for _ in range(2):
+            seconds = [step.seconds for step in pipeline.stream("a dog", **request)][10:-1]
+    median = statistics.median(seconds)
+    record_property("seconds", median)
+    with capsys.disabled():
+        print(f"\n{gpu.name}: the host takes {median * 1e6:.0f} us for a step of an empty network")
+    assert median < 1e-3
 
 
 def test_what_the_device_wrote_is_written_again_by_the_host(bundle, gpu, backend_on):

@@ -1,7 +1,8 @@
 """What has to hold on a GPU: `pytest -m tensorrt` or `pytest -m rtx`; skipped where there is none.
 
 The same tests run on the simulated GPU everywhere, so that they are known to work when they meet a
-real one. Only there do TensorRT, its kernels and the driver have to keep what they claim.
+real one. Only there do TensorRT, its kernels and the driver have to keep what they claim. With
+`-m cuda` the memory, the stream and the graphs are a real GPU's, and the host computes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ GENERATIONS = int(os.environ.get("GENTRON_TEST_GENERATIONS", "1000"))
 REQUEST = {"seed": 7, "steps": 8, "solver": "ddim", "guidance": 4.0}
 BACKENDS = [
     "simulated",
+    pytest.param("cuda", marks=pytest.mark.cuda),
     pytest.param("tensorrt", marks=pytest.mark.tensorrt),
     pytest.param("tensorrt-rtx", marks=pytest.mark.rtx),
 ]
@@ -48,15 +50,22 @@ class Machine:
         self.name, self.simulated = name, simulated
         self.options = EngineOptions(store=EngineCache(folder))
         self.generations = GENERATIONS
+        self.stands_in = name in ("simulated", "cuda")  # for TensorRT
         if name == "simulated":
             self.generations = 20
-            self._gpu = None
+        elif name == "cuda":
+            self.generations = min(200, GENERATIONS)
+        self._gpu = None
 
     def backend(self) -> Backend:
-        if self.name == "simulated":
+        if self.stands_in:
             from gentron.engines.trt_run import TensorRtBackend
 
-            self._gpu = self.simulated.SimulatedGpu()
+            stand_in = "WatchedCuda" if self.name == "cuda" else "SimulatedGpu"
+            try:
+                self._gpu = getattr(self.simulated, stand_in)()
+            except BackendError as error:
+                pytest.skip(str(error))
             trt = self.simulated.SimulatedTensorRt(self._gpu, self.simulated.require)
             compiler = self.simulated.SimulatedCompiler()
             return TensorRtBackend(
