@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gentron
 from gentron.cli.common import say, warn
+from gentron.cli.judging import bundle_settings, font_scorer, part_progress
 from gentron.errors import RequestError
 
 if TYPE_CHECKING:
-    from gentron.bundle import FileEntry
     from gentron.runtime import Pipeline
     from gentron.runtime.generation import Generation
     from gentron.train.prompts import Prompt
@@ -131,13 +128,16 @@ def run_score(request: Request, sets: Sequence[str] | None, verbose: bool) -> No
     with Pipeline.load(request.bundle) as pipe:
         names = prompts.vocabulary(pipe.path)
         chosen = prompts.select_sets(prompts.prompt_sets(names), sets, request.sample)
-        scorer, font = _scorer(request.font, names)
+        scorer, font = font_scorer(request.font, names)
         options = request.settings(pipe)
         folder = report.report_folder(request.report) if request.report else None
         drawer = Drawer(pipe, request.seed, options, folder)
         results = _score(drawer, scorer, chosen)
         settings = {
-            **_settings(pipe, request, options, names, font),
+            **bundle_settings(pipe, names, font),
+            **options,
+            "seed": request.seed,
+            "sample": request.sample,
             **drawer.engines,
             "prompts": prompts.digest(chosen),
         }
@@ -164,7 +164,7 @@ def _score(
         known["autoencoder"] = reconstructed(truth, autoencoder)
     known["noise"] = noise(drawer.seed)
     total = (len(known) + 1) * sum(map(len, chosen.values()))
-    with _progress(total) as advance:
+    with part_progress(total) as advance:
         return score_sets(
             scorer, chosen, drawer.artist, known,
             watch=lambda name, column, done, of: advance(f"{name}, {column}", done, of),
@@ -181,11 +181,13 @@ def run_sweep(request: Request) -> None:
         names = prompts.vocabulary(pipe.path)
         sample = request.sample or sweep.SAMPLE
         asked = prompts.select_sets(prompts.prompt_sets(names), ["nouns"], sample)
-        scorer, font = _scorer(request.font, names)
+        scorer, font = font_scorer(request.font, names)
         options = request.settings(pipe)
         folder = report.report_folder(request.report) if request.report else None
         settings = {
-            **_settings(pipe, request, options, names, font),
+            **bundle_settings(pipe, names, font),
+            **options,
+            "seed": request.seed,
             "prompts": prompts.digest(asked),
             "sample": len(asked["nouns"]),
         }
@@ -194,7 +196,7 @@ def run_sweep(request: Request) -> None:
         def model(cell: sweep.Cell) -> Artist:
             return Drawer(pipe, request.seed, cell._asdict()).artist("nouns")
 
-        with _progress(len(cells) * len(asked["nouns"])) as advance:
+        with part_progress(len(cells) * len(asked["nouns"])) as advance:
             found = sweep.run_sweep(
                 cells, asked["nouns"], scorer, model, settings, folder,
                 watch=lambda cell, done: advance(
@@ -208,54 +210,6 @@ def run_sweep(request: Request) -> None:
     say(aligned(guidance_rows(found)))
     if folder:
         say(f"\n{folder / sweep.SWEEP_TEXT}")
-
-
-def _scorer(font: Path | None, names: Sequence[str]) -> tuple[TemplateScorer, str]:
-    """The scorer, and the sha256 of the font it has seen."""
-    import torch
-
-    from gentron.train.scenes import find_font, load_sprites
-    from gentron.train.scorer import TemplateScorer
-
-    torch.set_num_threads(1)  # its operations are small, and the pipeline needs the cores
-    file = find_font(font)
-    return (
-        TemplateScorer(load_sprites(file, names), names),
-        hashlib.sha256(file.read_bytes()).hexdigest(),
-    )
-
-
-def _settings(
-    pipe: Pipeline,
-    request: Request,
-    options: Mapping[str, Any],
-    names: Sequence[str],
-    font: str,
-) -> dict[str, Any]:
-    manifest = pipe.bundle.manifest
-    return {
-        "bundle": manifest.name,
-        "digest": pipe.bundle.digest,
-        "weights": manifest.weights,
-        "tensors": _tensors_digest(manifest.files),
-        "provenance": manifest.provenance,
-        "nouns": len(names),
-        **options,
-        "seed": request.seed,
-        "sample": request.sample,
-        "font": font,
-        "gentron": gentron.__version__,
-    }
-
-
-def _tensors_digest(files: Mapping[str, FileEntry]) -> str:
-    """Of the stored weights alone: the same after an export that changed only the model card."""
-    stored = sorted(
-        (name, entry.sha256)
-        for name, entry in files.items()
-        if name.endswith(".safetensors") and not name.startswith("probes/")
-    )
-    return hashlib.sha256(repr(stored).encode()).hexdigest()
 
 
 def _each_picture(results: Sequence[SetScore]) -> None:
@@ -287,27 +241,3 @@ def _legend(settings: Mapping[str, Any], results: Sequence[SetScore]) -> str:
         "real, autoencoder: what the scorer gets right on true pictures. noise, other prompt's: "
         "what is had for free."
     )
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error with the time left; a line for each part where it is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        current, before = "", 0
-
-        def advance(part: str, done: int, of: int) -> None:
-            nonlocal current, before
-            step = done - before if part == current else done
-            current, before = part, done
-            bar.update(task, description=part, advance=step)
-            if done == of and not console.is_terminal:
-                console.print(f"{part}: {of}", markup=False, highlight=False)
-
-        yield advance

@@ -11,7 +11,7 @@ import click
 
 import gentron
 from gentron.cli.common import run_command
-from gentron.errors import RequestError
+from gentron.cli.judging import need_train
 
 if TYPE_CHECKING:
     from gentron.cli.score import Request
@@ -49,7 +49,7 @@ def emoji(
     Stop it at any time and run it again: it goes on where it was. Every few minutes it writes
     FOLDER/grids/*.png (fixed prompts), FOLDER/loss.png and FOLDER/checkpoint.
     """
-    _need_train()
+    need_train()
     import torch
 
     from gentron.train.recipe import Recipe, train_emoji
@@ -94,7 +94,7 @@ def video(
     Stop it at any time and run it again: it goes on where it was. Every few minutes it writes
     FOLDER/video-grids/*.png (fixed prompts, a row each) and FOLDER/checkpoint-video.
     """
-    _need_train()
+    need_train()
     import torch
 
     from gentron.train.video_recipe import VideoRecipe, train_emoji_video
@@ -175,27 +175,15 @@ def card(checkpoint: Path, report: Path | None, hours: float | None, hardware: s
     The report must be of a bundle exported from this checkpoint. Export again afterwards: a bundle
     takes the card along.
     """
-    _need_train()
+    need_train()
     from gentron.train.card import write_card
 
     for file in write_card(checkpoint, report, hours=hours, hardware=hardware):
         click.echo(str(file))
 
 
-def _need_train() -> None:
-    """Raises RequestError that says what to install."""
-    try:
-        import torch  # noqa: F401
-
-        import gentron.train.checkpoint  # noqa: F401
-    except ImportError as error:
-        raise RequestError(
-            "train", f"cannot import {error.name}; run: pip install 'gentron[train]'"
-        ) from error
-
-
 def _request(options: dict[str, Any]) -> Request:
-    _need_train()
+    need_train()
     from gentron.cli.score import Request
 
     return Request(**options)

@@ -10,8 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from gentron.errors import OutputError, RequestError
-from gentron.runtime.image_file import check_folder, check_target, move_to_new, read_metadata
+from gentron.runtime.image_file import (
+    check_folder,
+    check_target,
+    is_folder,
+    move_to_new,
+    read_metadata,
+)
 from gentron.runtime.video_encoders import FRAMES, WRITERS, Frame
 
 SUFFIXES = (".mp4", ".mkv", ".gif", ".webp")
@@ -36,7 +44,7 @@ def check_video_target(
     """
     if format is not None and format not in FORMATS:
         raise RequestError("format", f"must be one of {', '.join(FORMATS)}, got {format!r}")
-    is_file = output is not None and not output.is_dir()
+    is_file = output is not None and not is_folder(output)
     if is_file and format == FRAMES:
         assert output is not None
         check_folder(output.parent)
@@ -160,6 +168,18 @@ def read_video_metadata(file: Path) -> dict[str, Any]:
             f"{file}: carries no settings; only videos that gentron-run wrote can be repeated",
         )
     return metadata
+
+
+def read_frames(file: Path) -> Frame:
+    """Frames [F, H, W, 3] of an .mp4 or .mkv; raises RequestError for any other file."""
+    import av
+
+    try:
+        with av.open(str(file)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            return np.stack(frames)
+    except (OSError, ValueError, IndexError) as error:
+        raise RequestError("video", f"{file}: not a readable video: {error}") from error
 
 
 def _tag(file: Path) -> str | None:

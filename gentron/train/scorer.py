@@ -8,6 +8,7 @@ The small tile and the length were chosen on blurred and bent renderings, which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ FAINT, SOLID = 0.06, 0.2  # distance from the background: below is background, a
 LEAST_INK = 2  # pixels of ink that make a row or column part of the object
 OFFSETS = (-0.06, 0.0, 0.06)  # of the cut-out, in its own sides' halves
 SCALES = (0.94, 1.0, 1.06)
+TURNS = 36  # angles at which a turned object is looked at
 GAP_PLACES = torch.linspace(0.42, 0.58, 21)  # of the width: where two objects may part
 GAP_SLOPES = torch.linspace(-1.2, 1.2, 7)  # columns to a row, of the line between them
 INK_SIDE = 116 / 128  # a sprite's longest side, of the side it is placed with
@@ -72,6 +74,20 @@ class TemplateScorer:
         """The one object of a picture [3, H, W] in [0, 1]."""
         background, difference = ground(picture)
         return self._compare(background, difference)
+
+    def look_turned(self, picture: Tensor) -> Sighting:
+        """The one object of a picture, whichever way it is turned: every noun at its best angle."""
+        background, difference = ground(picture)
+        box = ink_box(difference)
+        if box is None:
+            return self._compare(background, difference)
+        turned = turned_about(difference, box, TURNS)
+        boxes = torch.stack([box if (b := ink_box(d)) is None else b for d in turned])
+        distances = torch.cdist(_unit(cut_tiles(turned, boxes)), self._of_color(background))
+        best = distances.min(1).values.argmin()
+        closer = self._compare(background, turned[best]).distances
+        nearest = torch.minimum(distances.min(0).values, closer)
+        return Sighting(background, nearest, float(box[2]) / INK_SIDE)
 
     def look_at_pair(self, picture: Tensor) -> tuple[Sighting, Sighting]:
         """The left and the right object, parted where both halves look most like something."""
@@ -185,14 +201,28 @@ def gaps(difference: Tensor) -> Tensor:
     return torch.arange(width) < chosen[:, :, None]
 
 
-def cut_tiles(difference: Tensor, boxes: Tensor) -> Tensor:
-    """Squares [N, 3] = (centre x, centre y, side) out of [N, 3, H, W]: [N, 3, TILE, TILE].
+def cut_tiles(difference: Tensor, boxes: Tensor, *, pixels: int = TILE, fine: int = FINE) -> Tensor:
+    """Squares [N, 3] = (centre x, centre y, side) out of [N, 3, H, W]: [N, 3, pixels, pixels].
 
     Beyond the picture there is background, which is zero.
     """
     x, y, side = boxes.T
     zero = torch.zeros_like(side)
     rows = [torch.stack([side, zero, 2 * x - 1], 1), torch.stack([zero, side, 2 * y - 1], 1)]
-    shape = [len(boxes), 3, TILE * FINE, TILE * FINE]
+    shape = [len(boxes), 3, pixels * fine, pixels * fine]
     grid = F.affine_grid(torch.stack(rows, 1), shape, align_corners=False)
-    return F.avg_pool2d(F.grid_sample(difference, grid, align_corners=False), FINE)
+    return F.avg_pool2d(F.grid_sample(difference, grid, align_corners=False), fine)
+
+
+def turned_about(difference: Tensor, box: Tensor, turns: int) -> Tensor:
+    """A difference [3, H, W] turned by `turns` equal parts of a circle about a box's centre, as
+    far as it stays inside: [turns, 3, H, W], the first as it is."""
+    angle = torch.arange(turns) * 2 * math.pi / turns
+    x, y = 2 * box[0] - 1, 2 * box[1] - 1
+    cos, sin = angle.cos(), angle.sin()
+    rows = [
+        torch.stack([cos, -sin, x - cos * x + sin * y], 1),
+        torch.stack([sin, cos, y - sin * x - cos * y], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), [turns, *difference.shape], align_corners=False)
+    return F.grid_sample(difference.expand(turns, -1, -1, -1), grid, align_corners=False)
