@@ -1,8 +1,7 @@
 """Frames into files, one format each; `runtime/video_file.py` gives them their place.
 
 MP4 holds H.264 as every browser plays it: constant rate, yuv420p, BT.709 tags, index in front. MKV
-holds FFV1, which loses nothing. Both take a frame at a time; GIF and WebP keep all of them until
-the end, because their encoder does.
+holds FFV1, which loses nothing. Every writer takes a frame at a time and keeps few of them.
 """
 
 from __future__ import annotations
@@ -13,16 +12,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from gentron.runtime.animations import (
+    GIF_END,
+    gif_frame,
+    gif_head,
+    webp_frame,
+    webp_head,
+    webp_length,
+    webp_tail,
+)
 from gentron.runtime.image_file import encode_png
 
 Frame = npt.NDArray[np.uint8]  # [H, W, 3]
 FRAMES = "png"  # the format that is a folder of pictures
 QUALITY = "14"  # x264's constant rate factor: no loss that one sees
+LOOKAHEAD = "8"  # frames that x264 keeps to plan ahead; its own 50 would be all of a short video
 BT709 = 1  # primaries, transfer and matrix have the same number in ITU-T H.273
 LIMITED_RANGE = 1
 
@@ -124,7 +133,7 @@ def _as_os_error() -> Iterator[None]:
 
 class _Mp4(_Container):
     container_format, codec, pixels = "mp4", "libx264", "yuv420p"
-    codec_options: ClassVar = {"crf": QUALITY, "preset": "slow"}
+    codec_options: ClassVar = {"crf": QUALITY, "preset": "slow", "rc-lookahead": LOOKAHEAD}
     container_options: ClassVar = {"movflags": "+faststart"}
 
     def _tag(self, context: Any) -> None:
@@ -143,39 +152,62 @@ class _Mkv(_Container):
 
 
 class _Animation(VideoWriter):
-    """What Pillow writes, from all frames at once."""
+    """What `gentron.runtime.animations` puts together."""
 
     def __init__(self, temporary: Path, metadata: dict[str, Any], fps: float):
         super().__init__(temporary, metadata, fps)
-        self._frames: list[Any] = []
+        self._stream: BinaryIO | None = None
 
     def write(self, frame: Frame) -> None:
-        from PIL import Image
-
-        self._frames.append(Image.fromarray(frame))
+        if self._stream is None:
+            self._stream = self.temporary.open("wb")
+            self._stream.write(self._head(frame.shape[1], frame.shape[0]))
+        self._stream.write(self._frame(frame))
 
     def finish(self) -> None:
-        if not self._frames:
+        if self._stream is None:
             raise OSError("no frame was written")
-        first, *others = self._frames
-        first.save(self.temporary, save_all=True, append_images=others, loop=0,
-                   duration=round(1000 / self.fps), **self._options())  # fmt: skip
+        self._end(self._stream)
+        self._stream.close()
 
     def discard(self) -> None:
-        self._frames.clear()
+        if self._stream is not None:
+            with contextlib.suppress(OSError):  # what a full disk did not take
+                self._stream.close()
 
     @abstractmethod
-    def _options(self) -> dict[str, Any]: ...
+    def _head(self, width: int, height: int) -> bytes: ...
+
+    @abstractmethod
+    def _frame(self, frame: Frame) -> bytes: ...
+
+    @abstractmethod
+    def _end(self, stream: BinaryIO) -> None: ...
 
 
 class _Gif(_Animation):
-    def _options(self) -> dict[str, Any]:
-        return {"format": "GIF", "comment": self.text.encode(), "disposal": 1}
+    def _head(self, width: int, height: int) -> bytes:
+        return gif_head(width, height, self.text.encode())
+
+    def _frame(self, frame: Frame) -> bytes:
+        return gif_frame(frame, float(1 / self.fps))
+
+    def _end(self, stream: BinaryIO) -> None:
+        stream.write(GIF_END)
 
 
 class _WebP(_Animation):
-    def _options(self) -> dict[str, Any]:
-        return {"format": "WEBP", "lossless": True, "xmp": self.text.encode()}
+    def _head(self, width: int, height: int) -> bytes:
+        return webp_head(width, height)
+
+    def _frame(self, frame: Frame) -> bytes:
+        return webp_frame(frame, float(1 / self.fps))
+
+    def _end(self, stream: BinaryIO) -> None:
+        stream.write(webp_tail(self.text.encode()))
+        place, length = webp_length(stream.tell())
+        stream.seek(place)
+        stream.write(length)
 
 
 class _Pngs(VideoWriter):

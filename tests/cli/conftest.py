@@ -135,6 +135,12 @@ def run_command_line() -> Callable[..., list[str]]:
     return lambda *arguments: process_command("", *arguments)
 
 
+@pytest.fixture
+def process_line() -> Callable[..., list[str]]:
+    """The same, after some Python code: `process_line("import time", "video", ...)`."""
+    return process_command
+
+
 def every_file(folder: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(folder)): file.read_bytes()

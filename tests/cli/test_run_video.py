@@ -83,6 +83,8 @@ def test_json_says_what_was_written(film):
         (("a car", "-o", "clip.avi"), "unknown suffix '.avi'"),
         (("a car", "-o", "clip"), "unknown suffix ''"),
         (("a car", "-o", "nowhere/clip.mp4"), "no such folder"),
+        (("a car", "-o", f"{'x' * 300}.mp4"), "choose another name"),
+        (("a car", "--steps", 1, "--frames", 2, "-o", "/proc/clip.mp4"), "writ"),
         (("a car", "--size", "17x16"), "try 16x16"),
         (("--like", "nothing.mp4"), "no such file"),
         (("--like", "nothing.mp4", "--frames", 3), "drop --frames"),
@@ -94,6 +96,31 @@ def test_what_cannot_be_filmed_is_refused(refused, tiny_video_bundle, arguments,
 
 def test_a_bundle_of_images_refuses_videos(refused, tiny_bundle):
     assert "single images" in refused("video", "a car", "--frames", 4, "-m", tiny_bundle)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
+def test_ctrl_c_while_frames_are_written_leaves_no_half_file(
+    desk, tiny_video_bundle, process_line, name
+):
+    """Decoding is slowed down, so that there is a middle."""
+    slow = (
+        "import time\nfrom gentron.runtime.pipeline import Pipeline\n"
+        "decode = Pipeline.decode\n"
+        "Pipeline.decode = lambda *a: (time.sleep(0.1), decode(*a))[1]"
+    )
+    options = ["--steps", "1", "--frames", "64", "-m", str(tiny_video_bundle), "-o", name]
+    options += ["--format", "png"] * (name == "frames")
+    process = subprocess.Popen(process_line(slow, "video", "a car", *options), cwd=desk,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    until = time.monotonic() + 60
+    while not any(desk.iterdir()) and time.monotonic() < until:
+        time.sleep(0.02)
+    (half,) = desk.iterdir()
+    assert half.name.endswith(".part")
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert list(desk.iterdir()) == []
 
 
 def test_ctrl_c_in_the_middle_leaves_no_half_file(desk, tiny_video_bundle, run_command_line):

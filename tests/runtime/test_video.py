@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -10,6 +13,36 @@ import pytest
 from gentron.errors import RequestError
 from gentron.runtime import Pipeline
 from gentron.runtime.pipeline import Pipeline as PipelineClass
+
+FINISH_AND_MEASURE = """
+import sys
+from pathlib import Path
+import numpy as np
+from gentron.runtime import Pipeline
+from gentron.runtime.video_file import VideoFile
+
+def now(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+
+def finish(generation):
+    with VideoFile(generation.metadata(0), output=Path(), name="clip", fps=8, format="gif") as file:
+        for frame in generation.frames():
+            file.write(frame[0])
+
+with Pipeline.load(sys.argv[1]) as pipe:
+    for count in (8, 8, 64):  # the first for what is loaded once
+        generation = pipe.stream("a red car", frames=count, size=(128, 128), steps=1)
+        noise = np.random.default_rng(0).standard_normal((1, *generation._shape), np.float32)
+        generation._latents = noise  # as after the last step, whose own memory is the model's
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = now("VmRSS")
+        finish(generation)
+        peak = now("VmHWM") - before
+        if "first" in globals():
+            print(peak)
+        first = True
+"""
 
 ASK = {"seed": 3, "steps": 2}
 
@@ -117,6 +150,21 @@ def test_the_memory_of_decoding_does_not_grow_with_the_frames(video_pipeline):
 
     peak(8)
     assert peak(64) < 1.2 * peak(8)
+
+
+def test_decoding_and_writing_take_no_more_memory_for_64_frames_than_for_8(
+    tiny_video_bundle, tmp_path
+):
+    """Of the whole process, engines and encoders included, beyond the latents."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("needs Linux's /proc/self/clear_refs to start a process's peak anew")
+    done = subprocess.run(
+        [sys.executable, "-c", FINISH_AND_MEASURE, str(tiny_video_bundle)], cwd=tmp_path,
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    few, many = map(float, done.stdout.split())
+    frame = 128 * 128 * 3 / 2**20  # MiB, as bytes; four times that as the decoder's floats
+    assert many < few + 28 * frame, (few, many)  # of 56 more, half as bytes
 
 
 def test_a_preview_is_the_first_frame(video_pipeline):

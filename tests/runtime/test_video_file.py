@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -20,6 +23,31 @@ from gentron.runtime.video_file import (
 )
 
 SETTINGS = {"prompt": "a red car — naïve \U0001f697", "seed": 7, "guidance": 7.5}
+
+
+WRITE_AND_MEASURE = """
+import sys
+from pathlib import Path
+import numpy as np
+from gentron.runtime.video_file import VideoFile
+
+def now(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+
+def write(count):
+    with VideoFile({}, output=Path(), name="clip", fps=8, format=sys.argv[1]) as file:
+        for k in range(count):
+            file.write(np.roll(noise, 3 * k, 1))
+
+noise = np.random.default_rng(0).integers(0, 3, (256, 256, 3), dtype=np.uint8) * 100
+write(8)  # what is loaded once
+for count in (8, 64):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = now("VmRSS")
+    write(count)
+    print(now("VmHWM") - before)
+"""
 
 
 def clip(count: int = 6, height: int = 48, width: int = 64) -> list[np.ndarray]:
@@ -75,6 +103,45 @@ def test_frames_come_back_in_number_order_and_colour(tmp_path, name, format, dec
     assert np.abs(before - after).max() < 3, (before, after)
     stored = read_video_metadata(file)
     assert {key: stored[key] for key in (*SETTINGS, "fps")} == {**SETTINGS, "fps": 8}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (47, 63), (256, 320)])
+@pytest.mark.parametrize("name", ["clip.gif", "clip.webp"])
+def test_animations_have_their_sizes_times_and_colours(tmp_path, name, size):
+    """Read by Pillow, by FFmpeg, and byte for byte where the format says how long a part is."""
+    generator = np.random.default_rng(0)
+    colours = generator.integers(0, 255, (5, 3), dtype=np.uint8)
+    frames = [np.broadcast_to(c, (*size, 3)) for c in colours]
+    file = written(tmp_path, name, frames, fps=5)
+    with Image.open(file) as picture:
+        assert (picture.n_frames, picture.size) == (5, size[::-1])
+        assert picture.info["loop"] == 0
+        for k, colour in enumerate(colours):
+            picture.seek(k)
+            picture.load()
+            assert picture.info["duration"] == 200
+            assert np.array_equal(np.asarray(picture.convert("RGB"))[0, 0], colour)
+    data = file.read_bytes()
+    if file.suffix == ".webp":
+        assert int.from_bytes(data[4:8], "little") == len(data) - 8
+    else:
+        assert data[-1:] == b";"
+        with av.open(str(file)) as container:
+            assert len(list(container.decode(video=0))) == 5
+
+
+@pytest.mark.parametrize("format", ["mp4", "mkv", "gif", "webp", "png"])
+def test_the_memory_of_writing_does_not_grow_with_the_frames(tmp_path, format):
+    """Peak above what the process had before, in a process of its own: 64 frames against 8."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("needs Linux's /proc/self/clear_refs to start a process's peak anew")
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE_AND_MEASURE, format], cwd=tmp_path, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    few, many = map(float, done.stdout.split())
+    frame = 256 * 256 * 3 / 2**20  # MiB
+    assert many < few + 12 * frame, (few, many)  # of 56 more
 
 
 @pytest.mark.parametrize("fps", [1, 7.5, 8, 23.976, 60])
