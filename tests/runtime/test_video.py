@@ -95,6 +95,18 @@ def test_no_row_is_computed_for_a_branch_of_weight_0(
     assert seen == {rows}
 
 
+def test_text_tables_are_as_large_for_many_frames_as_for_one(video_pipeline):
+    """Keys and values of two texts, prompt and empty, whatever the number of frames."""
+
+    def shapes(**options):
+        tables = finished(video_pipeline, guidance=4.0, motion=1.2, **options)._loop._tables
+        return {name: buffer.shape for name, buffer in tables.items()}
+
+    one, many = shapes(frames=1), shapes(frames=8)
+    assert one == many
+    assert one["text_kv_1"][0] == 2
+
+
 def test_motion_changes_a_video_and_never_an_image(video_pipeline):
     def drawn(frames, motion):
         return finished(video_pipeline, frames=frames, motion=motion, guidance=3.0).result()
