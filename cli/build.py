@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ EXIT_DAMAGED = 1
 @click.option("--list", "list_engines", is_flag=True, help="List the engines in the cache.")
 @click.option("--verify", is_flag=True, help="Read every engine in the cache anew.")
 @click.option("--prune", is_flag=True, help="Remove leftovers, and what is over the budget.")
-@click.option("--budget", type=click.FloatRange(min=0), help="For --prune, in GB; 0 removes all.")
+@click.option("--budget", type=float, help="For --prune, in GB; 0 removes all.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.version_option(gentron.__version__)
 def cli(
@@ -67,21 +68,21 @@ def cli(
     manages = [list_engines, verify, prune]
     if sum(manages) + (bundle is not None) != 1:
         raise RequestError("bundle", "give either BUNDLE or one of --list, --verify, --prune")
-    if budget is not None and not prune:
-        raise RequestError("budget", "belongs to --prune")
-    if list_engines:
-        return _list(EngineCache(), as_json)
-    if verify:
-        return _verify(EngineCache())
-    if prune:
-        return _prune(EngineCache(), budget)
+    if budget is not None and not (prune and 0 <= budget < math.inf):
+        raise RequestError("budget", f"belongs to --prune and is a number of GB, got {budget}")
+    if any(manages):
+        building = {"backend": backend, "gpu": targets, "profile": profiles, "strip": strip,
+                    "component": components, "precision": precision, "output": output}  # fmt: skip
+        if given := [name for name, value in building.items() if value]:
+            raise RequestError(given[0], "is for building: name a BUNDLE, or leave it out")
+        return _manage(EngineCache(), as_json, verify=verify, prune=prune, budget=budget)
     if backend is None or (strip and not backend.startswith("tensorrt")):
         named = "tensorrt" if strip else f"one of {', '.join(BACKENDS)}"
         raise RequestError("backend", f"name {named} with --backend")
     if output is not None:
         check_new(output)
     assert bundle is not None
-    wanted = tuple(filter(None, (t.strip() for t in (targets or "").split(","))))
+    wanted = () if targets is None else tuple(name.strip() for name in targets.split(","))
     built = build(bundle, backend, targets=wanted, profiles=profiles, components=components,
                   precision=precision, strip=strip)  # fmt: skip
     sha256 = None
@@ -161,6 +162,17 @@ def _facts(built: Built) -> dict[str, Any]:
     }
 
 
+def _manage(
+    cache: EngineCache, as_json: bool, *, verify: bool, prune: bool, budget: float | None
+) -> None:
+    if verify:
+        _verify(cache, as_json)
+    elif prune:
+        _prune(cache, budget, as_json)
+    else:
+        _list(cache, as_json)
+
+
 def _list(cache: EngineCache, as_json: bool) -> None:
     entries = cache.entries()
     if as_json:
@@ -175,18 +187,27 @@ def _list(cache: EngineCache, as_json: bool) -> None:
         f"{cache.folder}")  # fmt: skip
 
 
-def _verify(cache: EngineCache) -> None:
-    damaged = 0
+def _verify(cache: EngineCache, as_json: bool) -> None:
+    found = {}
     for name, problem in cache.verify():
-        say(f"{name}  {problem or 'as written'}")
-        damaged += bool(problem)
+        found[name] = problem
+        if not as_json:
+            say(f"{name}  {problem or 'as written'}")
+    if as_json:
+        rows = [{"name": name, "problem": problem} for name, problem in found.items()]
+        say(json.dumps({"folder": str(cache.folder), "engines": rows}, indent=1))
+    damaged = sum(map(bool, found.values()))
     if damaged:
         warn(f"{damaged} damaged; each is set aside and built again when it is needed")
         raise SystemExit(EXIT_DAMAGED)
 
 
-def _prune(cache: EngineCache, budget: float | None) -> None:
+def _prune(cache: EngineCache, budget: float | None, as_json: bool) -> None:
     removed = cache.prune(budget=None if budget is None else int(budget * 1e9))
+    if as_json:
+        rows = [{"name": gone.name, "bytes": gone.size, "why": gone.why} for gone in removed]
+        say(json.dumps({"folder": str(cache.folder), "removed": rows}, indent=1))
+        return
     for gone in removed:
         say(f"{gone.name}  {gone.size / 1e6:.1f} MB  {gone.why}")
     say(f"removed {sum(gone.size for gone in removed) / 1e9:.2f} GB from {cache.folder}")

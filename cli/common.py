@@ -69,3 +69,18 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer relea
         if not (cross and width.isdecimal() and height.isdecimal()):
             self.fail(f"{value!r} is not WIDTHxHEIGHT in pixels, such as 128x128", param, ctx)
         return int(width), int(height)
+
+
+class Levels(click.ParamType):  # type: ignore[type-arg]
+    """`0.3,5` -> (0.3, 5.0), two noise levels."""
+
+    name = "LO,HI"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
+        from gentron.guidance import check_interval
+
+        try:
+            low, high = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not LO,HI, two noise levels such as 0.3,5", param, ctx)
+        return check_interval((low, high))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gentron.cli.common import Bytes, Size, warn
+from gentron.cli.common import Bytes, Levels, Size, warn
 from gentron.cli.progress import component_bars
 from gentron.contract import PRECISIONS
 from gentron.errors import RequestError
@@ -27,10 +27,12 @@ SAMPLING = (
     click.option("--steps", type=int, help="Denoising steps."),
     click.option("--solver", help="ddim, ddpm, dpm++2m, unipc, lcm or euler."),
     click.option("--guidance", type=float, help="How strictly to follow the prompt; 1 is off."),
+    click.option("--guidance-interval", type=Levels(),
+                 help="Guide only where LO < sigma <= HI; the other steps cost one row."),
     click.option("--negative", help="What to steer away from."),
     click.option("--seed", type=int, help="0 to 2**64-1; random if not given."),
     click.option("--size", type=Size(), help="Pixels, such as 128x128."),
-)
+)  # fmt: skip
 ENGINES = (
     click.option("-m", "--model", "bundle", metavar="BUNDLE",
                  help="Packaged name or folder [emoji]."),
@@ -117,6 +119,11 @@ def _names(options: tuple[Callable[[Command], Command], ...]) -> list[str]:
     for option in options:
         option(probe)
     return [parameter.name for parameter in probe.params if parameter.name]
+
+
+def flags(given: Iterable[str]) -> str:
+    """As they were typed."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in given)
 
 
 def draw(generation: Generation) -> None:

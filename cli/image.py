@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gentron.cli.common import say, warn
-from gentron.cli.drawing import Choice, draw, drawing_options, read_prompts
+from gentron.cli.drawing import Choice, draw, drawing_options, flags, read_prompts
 from gentron.errors import RequestError
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def image(
         raise RequestError("prompt", "give exactly one of PROMPT, --prompts FILE, --like FILE")
     if like is not None:
         if given:
-            raise RequestError(
-                "like", f"takes every setting from the file; drop --{', --'.join(given)}"
-            )
+            raise RequestError("like", f"takes every setting from the file; drop {flags(given)}")
         check_target(output, 1)
         metadata = read_metadata(like)
         with choice.as_recorded(metadata).load() as pipe:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gentron.cli.common import say, warn
-from gentron.cli.drawing import Choice, draw, drawing_options
+from gentron.cli.drawing import Choice, draw, drawing_options, flags
 from gentron.errors import RequestError
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def video(
         raise RequestError("prompt", "give exactly one of PROMPT, --like FILE")
     if like is not None:
         if given:
-            raise RequestError(
-                "like", f"takes every setting from the file; drop --{', --'.join(given)}"
-            )
+            raise RequestError("like", f"takes every setting from the file; drop {flags(given)}")
         metadata = read_video_metadata(like)
         settings, row = settings_of(metadata)
         rate = check_fps(float(metadata.get("fps", DEFAULT_FPS)) if fps is None else fps)

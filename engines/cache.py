@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gentron.digests import cache_folder, check_own, first_differing, read_digest, remember
-from gentron.engines.compiler import Compiler, Job, Report
+from gentron.engines.compiler import Compiler, Facts, Job, Report
 from gentron.engines.store import (
     ENTRY,
     EngineKey,
@@ -80,16 +80,27 @@ class EngineCache(EngineStore):
             return entry
         key = EngineKey.of(job, compiler)
         if not self.build:
+            # The decoder has a precision of its own, which is only heard with its name.
+            alone = " --component vae_decoder" if key.component == "vae_decoder" else ""
             raise BackendError(
                 f"{key.backend}: no engine for {key.component} in {key.precision}, and building "
                 f"is off; run: gentron-build {job.graph.file.parent.parent} "
-                f"--backend {key.backend}"
+                f"--backend {key.backend}{alone} --precision {key.precision}"
+                ", and with the same --profile if you gave one"
             )
         compiler.check(job)
         with self._lock(key.name, report):
             if entry := self.find(job, compiler):  # another process was faster
                 return entry
             return self._build(key, job, compiler, report, prove)
+
+    def proved(self, entry: Entry, facts: Facts) -> None:
+        """Nothing is lost where that cannot be written: it is found again at the next start."""
+        with contextlib.suppress(OSError):
+            partial = entry.folder / f".{ENTRY}-{os.getpid()}"
+            partial.write_text(replace(entry, facts={**entry.facts, **facts}).to_json(), "utf-8")
+            _sync(partial)
+            os.replace(partial, entry.folder / ENTRY)
 
     def reject(self, entry: Entry, why: str) -> None:
         self._set_aside(entry.folder, why)

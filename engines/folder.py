@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from gentron.digests import first_differing
 from gentron.engines.cache import DAMAGED
-from gentron.engines.compiler import Compiler, Job, Report
+from gentron.engines.compiler import Compiler, Facts, Job, Report
 from gentron.engines.store import ENTRY, FORMAT, EngineKey, EngineStore, Entry, Prove
 from gentron.errors import BackendError, OutputError, RequestError
 
@@ -71,6 +72,9 @@ class EngineFolder(EngineStore):
             )
         return found
 
+    def proved(self, entry: Entry, facts: Facts) -> None:
+        """Is not kept: nothing here is written."""
+
     def reject(self, entry: Entry, why: str) -> None:
         raise BackendError(
             f"{entry.folder}: {why}; build it again for this machine with gentron-build -o"
@@ -104,18 +108,24 @@ def write_folder(folder: Path, entries: Iterable[Entry]) -> str:
     was stopped is no folder of engines.
     """
     check_new(folder)
+    made: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         engines = {}
         for entry in entries:
-            shutil.copytree(entry.folder, folder / entry.key.name)
+            made.append(folder / entry.key.name)
+            shutil.copytree(entry.folder, made[-1])
             (folder / entry.key.name / ENTRY).unlink()
             engines[entry.key.name] = json.loads(entry.to_json())
         text = (json.dumps({"format": FORMAT, "engines": engines}, indent=1) + "\n").encode()
         partial = folder / f".{MANIFEST}"
         partial.write_bytes(text)
         os.replace(partial, folder / MANIFEST)
-    except OSError as error:
+    except BaseException as error:
+        for copy in made:
+            shutil.rmtree(copy, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise OutputError(
             f"{error.filename or folder}: {error.strerror or error}; name a folder on a disk with "
             "enough space"
@@ -124,9 +134,22 @@ def write_folder(folder: Path, entries: Iterable[Entry]) -> str:
 
 
 def check_new(folder: Path) -> None:
-    """Raises OutputError unless `folder` is empty or not there; ask before a long build."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: is there already and not empty; name a new folder")
+    """Raises OutputError unless `folder` is empty or can be made; ask before a long build."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder}: is there already and not empty; name a new folder")
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        finally:
+            for place in missing:  # until there is something to put into it
+                place.rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror or error}); name another"
+        ) from error
 
 
 def check_sha256(text: str) -> str:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, fields, replace
 from gentron.config import GenTronConfig
 from gentron.contract import MAX_BRANCHES, Component
 from gentron.errors import RequestError
+from gentron.latents import latent_size
 
 FIELD = "profile"  # the option at fault, in errors
+MOST = 65_536  # of anything but pixels and frames: typing errors, not limits of the hardware
 SYNTAX = "samples=1:1:4,rows=1:2:12,size=512x512,frames=8,table=1:80:512,texts=1:2:8,decode=1"
 
 
@@ -110,7 +112,11 @@ def parse_declaration(text: str, default: Declaration, config: GenTronConfig,
     A value is one number, or LEAST:USUAL:MOST; a size WIDTHxHEIGHT. Raises RequestError.
     """
     changes: dict[str, AxisRange] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    names = [part.partition("=")[0] for part in parts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RequestError(FIELD, f"{twice[0]} is given twice; give it once, as LEAST:USUAL:MOST")
+    for part in parts:
         name, _, value = part.partition("=")
         if name == "size":
             sides = [_size(v) for v in value.split(":")]
@@ -132,19 +138,21 @@ def parse_declaration(text: str, default: Declaration, config: GenTronConfig,
 
 def check_declaration(declared: Declaration, config: GenTronConfig, vae_factor: int) -> None:
     """Raises RequestError for what the model cannot compute or no request can ever use."""
-    unit = config.patch * vae_factor
-    for side in ("width", "height"):
-        sizes: AxisRange = getattr(declared, side)
-        for pixels in (sizes.least, sizes.usual, sizes.most):
-            if pixels % unit:
-                near = max(unit, round(pixels / unit) * unit)
-                raise RequestError(
-                    FIELD, f"{side} must be a multiple of {unit}, got {pixels}; try {near}"
-                )
+    for end in ("least", "usual", "most"):
+        try:
+            latent_size(
+                config, vae_factor, getattr(declared.width, end), getattr(declared.height, end)
+            )
+        except RequestError as error:
+            raise RequestError(FIELD, str(error)) from error
     if declared.frames.most > config.max_frames:
         raise RequestError(
             FIELD, f"frames: this model has at most {config.max_frames}, got {declared.frames.most}"
         )
+    for name in ("samples", "rows", "table", "texts", "decode"):
+        most = getattr(declared, name).most
+        if most > MOST:
+            raise RequestError(FIELD, f"{name} must be at most {MOST}, got {most}")
     rows, samples = declared.rows, declared.samples
     if rows.most < samples.most or rows.usual < samples.usual:
         raise RequestError(FIELD, f"rows: every sample needs one, got {rows} for {samples} samples")

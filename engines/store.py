@@ -173,6 +173,11 @@ class EngineStore(ABC):
         """
 
     @abstractmethod
+    def proved(self, entry: Entry, facts: Facts) -> None:
+        """What was found when an engine ran for the first time, long after it was built perhaps.
+        A store that keeps it saves later starts the proof."""
+
+    @abstractmethod
     def reject(self, entry: Entry, why: str) -> None:
         """Takes an engine that cannot be loaded out of the way; raises BackendError if this store
         cannot be healed."""

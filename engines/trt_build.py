@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -151,6 +151,11 @@ class TensorRtCompiler(Compiler):
                 f"{name} has {sum(wide.values())}; leave sm75 out",
             )
         check_memory(name, parsed.facts["weight_bytes"], self.flavor.streams(parsed.trt))
+
+    def prover(self, job: Job) -> Callable[[Path], Facts] | None:
+        from gentron.engines.trt_run import prover_here  # which builds with this module
+
+        return prover_here(self, job)
 
     def compile(self, job: Job, folder: Path, report: Report) -> Facts:
         """Writes `engine.plan`, in a process of its own, which Ctrl-C kills."""

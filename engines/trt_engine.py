@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from gentron.contract import PRECISIONS
 from gentron.engines.base import Buffer, Call, Engine, EngineInfo, Graph
+from gentron.engines.compiler import Facts
 from gentron.engines.device import CapturedWork
 from gentron.engines.device_buffers import Arena, DeviceBuffer
 from gentron.engines.trt_plan import Binding, Context, Plan
@@ -116,6 +117,11 @@ class TensorRtEngine(Engine):
                 self._plain.popitem()[1].close()
             self._plan.close()
             self._plan = None
+
+    def inspect(self) -> Facts:
+        """Which kernels it consists of, as TensorRT tells it."""
+        with self._device.held():
+            return self._check_open().inspect()
 
     @property
     def captured_calls(self) -> int:

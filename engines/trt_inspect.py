@@ -7,22 +7,55 @@ It needs an engine that is loaded, and so a GPU. `inspect_engine` has never run 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from typing import Any
 
 from gentron.engines.compiler import Facts
+from gentron.engines.trt_log import Messages, require
 from gentron.errors import BackendError
+
+log = logging.getLogger(__name__)
 
 ATTENTION = re.compile(r"mha|attention|flash", re.IGNORECASE)  # _gemm_mha_v2, fmha, ...
 LISTED = 20  # kernels of fused attention by name
 
 
-def inspect_engine(trt: Any, engine: Any, component: str) -> Facts:
-    """Facts of an engine that is loaded; those about types need DETAILED verbosity at build."""
-    inspector = engine.create_engine_inspector()
+# How the inspector spells types: "Half", "Row major linear FP16 format".
+COMPUTES = {
+    "fp16": re.compile(r"half|fp16|(?<!b)float16", re.IGNORECASE),
+    "bf16": re.compile(r"bf16|bfloat16", re.IGNORECASE),
+}
+
+
+def inspect_engine(trt: Any, engine: Any, messages: Messages, component: str) -> Facts:
+    """Facts of an engine that is loaded; those about types need DETAILED verbosity at build.
+
+    An answer of a form that nobody has described leaves one fact, why there are no others.
+    """
+    inspector = require(engine.create_engine_inspector(), "inspecting", messages, component)
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return read_inspection(text, component)
+    try:
+        return read_inspection(text, component)
+    except BackendError as error:
+        log.warning(str(error))
+        return {"unknown": str(error)}
+
+
+def check_kernels(facts: Facts, precision: str, component: str) -> None:
+    """Raises BackendError where a 16-bit precision was asked for and no kernel computes in it.
+
+    Says nothing about an engine whose types are not known.
+    """
+    types: dict[str, int] = facts.get("output_types", {})
+    known = {name: count for name, count in types.items() if name != "unknown"}
+    if precision in COMPUTES and known and not any(map(COMPUTES[precision].search, known)):
+        found = ", ".join(f"{count} {name}" for name, count in known.items())
+        raise BackendError(
+            f"{component}: {precision} was asked for, and none of the engine's kernels computes in "
+            f"it ({found}); ask for another --precision, and tell us"
+        )
 
 
 def read_inspection(text: str, component: str) -> Facts:

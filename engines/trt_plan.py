@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gentron.contract import COMPUTE, Component
+from gentron.engines.compiler import Facts
 from gentron.engines.device_buffers import Arena
 from gentron.engines.store import StaleEngineError
+from gentron.engines.trt_inspect import inspect_engine
 from gentron.engines.trt_kernels import KernelFile
 from gentron.engines.trt_log import Messages, failure, require
 from gentron.engines.trt_network import NAMES
@@ -98,6 +100,11 @@ class Plan:
             f"choosing profile {profile}",
         )
         return Context(self, context, config, self._arena)
+
+    def inspect(self) -> Facts:
+        """Of which kernels it consists; see `inspect_engine`."""
+        running = self._tensorrt
+        return inspect_engine(running.trt, self._engine, running.messages, self._component.name)
 
     def keep_kernels(self) -> None:
         """What was compiled so far; again and again, because a process may never end in order."""

@@ -19,6 +19,7 @@ from gentron.engines.store import EngineKey, Entry, StaleEngineError
 from gentron.engines.trt_build import PLAN, TensorRtCompiler
 from gentron.engines.trt_engine import TensorRtEngine
 from gentron.engines.trt_flavor import FLAVORS, Flavor
+from gentron.engines.trt_inspect import check_kernels
 from gentron.engines.trt_kernels import KernelFile
 from gentron.engines.trt_log import Messages, make_logger, require
 from gentron.engines.trt_plan import Plan, TensorRt
@@ -109,7 +110,7 @@ class TensorRtBackend(Backend):
                 entry, engine = self._obtain(job)
                 engine = engine or self._open(job, entry.file(PLAN), _is_stripped(entry.key))
             if "probes" not in entry.facts:  # compiled where it could not run
-                self._proved(engine, job)
+                self._options.store.proved(entry, self._proved(engine, job))
         assert engine is not None
         return engine
 
@@ -131,15 +132,25 @@ class TensorRtBackend(Backend):
         proven: list[TensorRtEngine] = []
 
         def prove_files(folder: Path) -> Facts:
-            key = EngineKey.of(job, self._compiler)
-            engine = self._open(job, folder / PLAN, _is_stripped(key))
-            facts = self._proved(engine, job)
+            engine, facts = self._prove(job, folder)
             proven.append(engine)
             return facts
 
         report = self._options.reporting(job.graph.component.name)
         entry = self._options.store.obtain(job, self._compiler, report, prove_files)
         return entry, proven[0] if proven else None
+
+    def prove(self, job: Job, folder: Path) -> Facts:
+        """Loads the plan in `folder`, and lets it compute the golden probes; raises BackendError
+        where it does not."""
+        engine, facts = self._prove(job, folder)
+        engine.close()
+        return facts
+
+    def _prove(self, job: Job, folder: Path) -> tuple[TensorRtEngine, Facts]:
+        stripped = _is_stripped(EngineKey.of(job, self._compiler))
+        engine = self._open(job, folder / PLAN, stripped)
+        return engine, self._proved(engine, job)
 
     def _open(self, job: Job, file: Path, stripped: bool) -> TensorRtEngine:
         running = self._running
@@ -151,9 +162,11 @@ class TensorRtBackend(Backend):
             return TensorRtEngine(job.graph, job.precision, plan, self._arena, info)
 
     def _proved(self, engine: TensorRtEngine, job: Job) -> Facts:
-        """In every profile, the probes that it allows."""
+        """Its kernels, and in every profile the probes that it allows."""
         passed, worst = 0, 0.0
         try:
+            kernels = engine.inspect()
+            check_kernels(kernels, job.precision, job.graph.component.name)
             for profile in engine.profiles:
                 found = prove(engine, job.graph, job.precision, profile)["probes"]
                 passed, worst = passed + found["passed"], max(worst, found["worst_relative"])
@@ -166,7 +179,22 @@ class TensorRtBackend(Backend):
                 "engine, so nothing shows yet that it computes what torch does; build it with the "
                 "default profile as well"
             )
-        return {"probes": {"passed": passed, "worst_relative": worst}}
+        return {"probes": {"passed": passed, "worst_relative": worst}, "kernels": kernels}
+
+
+def prover_here(
+    compiler: TensorRtCompiler, job: Job, backend: Callable[..., TensorRtBackend] = TensorRtBackend
+) -> Callable[[Path], Facts] | None:
+    """Proves a fresh plan, where the GPU that it is for is in this machine; None elsewhere."""
+    if missing(compiler.flavor) or compiler.refusal(compiler.identity(job), job.targets):
+        return None
+
+    def prove_files(folder: Path) -> Facts:
+        running = backend(compiler.backend, compiler=compiler)
+        with running:
+            return running.prove(job, folder)
+
+    return prove_files
 
 
 def _is_stripped(key: EngineKey) -> bool:

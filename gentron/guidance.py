@@ -6,11 +6,14 @@ network outputs whose weights sum to 1; a branch of weight 0 is not run at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from gentron.errors import RequestError
 
 MAX_SCALE = 3.4e38  # float32
+
+Interval = tuple[float, float]  # of noise levels: guided where low < sigma <= high
 
 
 class Branch(NamedTuple):
@@ -39,3 +42,30 @@ def guidance_branches(guidance: float, motion: float, *, moving: bool) -> tuple[
         Branch(guidance, text=True, motion=True),
     )
     return tuple(branch for branch in branches if branch.weight != 0)
+
+
+def unguided_steps(interval: Interval | None, sigmas: Iterable[float]) -> frozenset[int]:
+    """Steps of `sigmas` that need no guidance: outside low < sigma <= high, the limited interval
+    of Kynkäänniemi et al. 2024 (arXiv 2404.07724, eq. 6). None: every step is guided.
+
+    Sigmas are those of `NoiseSchedule.sigmas`. Raises RequestError for anything but two finite
+    numbers with 0 <= low < high.
+    """
+    if interval is None:
+        return frozenset()
+    low, high = check_interval(interval)
+    return frozenset(i for i, sigma in enumerate(sigmas) if not low < sigma <= high)
+
+
+def check_interval(interval: object) -> Interval:
+    """The interval as two numbers; raises RequestError (field `guidance_interval`)."""
+    if isinstance(interval, list | tuple) and len(interval) == 2:
+        low, high = interval
+        numbers = all(type(end) in (int, float) for end in interval)
+        if numbers and 0 <= low < high <= MAX_SCALE:  # NaN fails this too
+            return float(low), float(high)
+    raise RequestError(
+        "guidance_interval",
+        f"must be two noise levels, 0 <= LO < HI, got {interval!r}; try (0.3, 5.0), or for a flow "
+        "model (0.2, 0.8)",
+    )

@@ -106,6 +106,21 @@ class NoiseSchedule:
     def is_flow(self) -> bool:
         return self.prediction == "flow_prediction"
 
+    def signal_and_noise(self, timesteps: NDArray[Any]) -> tuple[Float64Array, Float64Array]:
+        """The two factors of `x = signal * x0 + noise * eps` at timesteps, fractional or not."""
+        times = timesteps.astype(np.float64)
+        if self.is_flow:
+            sigma = times / self.num_train_timesteps
+            return 1.0 - sigma, sigma
+        bars = np.interp(times, np.arange(self.num_train_timesteps), self.alphas_cumprod)
+        return np.sqrt(bars), np.sqrt(1.0 - bars)
+
+    def sigmas(self, timesteps: NDArray[Any]) -> Float64Array:
+        """Noise levels as diffusers' schedulers count them: noise over signal, and of a flow the
+        share of noise, 0 to 1."""
+        signal, noise = self.signal_and_noise(timesteps)
+        return noise if self.is_flow else noise / signal
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
         """Reads the contents of a diffusers `scheduler_config.json`.

@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from gentron.config import GenTronConfig
 from gentron.errors import NonFiniteError, RequestError
-from gentron.guidance import guidance_branches
+from gentron.guidance import guidance_branches, unguided_steps
 from gentron.latents import latent_size
 from gentron.noise import check_seed
 from gentron.runtime.loop import DenoiseLoop, LoopStep
 from gentron.runtime.preview import predicted_clean
 from gentron.runtime.result import Result, Settings, StageClock
-from gentron.runtime.sample import Sample
+from gentron.runtime.sample import UNGUIDED, Sample
 from gentron.solvers import solver_table
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class Generation:
         )
         moving = bundle.config.temporal and settings.frames > 1
         self._branches = guidance_branches(settings.guidance, settings.motion, moving=moving)
+        sigmas = bundle.schedule.sigmas(self._table.timesteps)
+        self._unguided = unguided_steps(settings.guidance_interval, sigmas)
         self._clock = StageClock()
         self._loop: DenoiseLoop | None = None
         self._latents: npt.NDArray[np.float32] | None = None
@@ -71,6 +73,12 @@ class Generation:
         self.warnings: list[str] = []
         if bundle.manifest.weights == "random":
             self.warnings.append(RANDOM_WEIGHTS)
+        if len(self._unguided) == len(sigmas):
+            self._branches = UNGUIDED
+            self.warnings.append(
+                f"guidance_interval: no step lies in it, so none is guided; the noise levels of "
+                f"these steps are {sigmas.max():.3g} to {sigmas.min():.3g}"
+            )
 
     def __iter__(self) -> Iterator[Step]:
         return self._steps
@@ -119,8 +127,9 @@ class Generation:
     def _run(self) -> Iterator[Step]:
         pipeline, settings, clock = self._pipeline, self.settings, self._clock
         with clock.stage("text") as counts:
-            needed = [settings.prompt] * any(b.text for b in self._branches)
-            needed += [settings.negative] * any(not b.text for b in self._branches)
+            branches = self._branches + (UNGUIDED if self._unguided else ())
+            needed = [settings.prompt] * any(b.text for b in branches)
+            needed += [settings.negative] * any(not b.text for b in branches)
             pipeline._engines.check_open()
             encoded = {text.prompt: text for text in pipeline._text.encode(needed)}
             counts["calls"] = len(set(needed) - {""}) * len(pipeline.bundle.config.text)
@@ -133,6 +142,7 @@ class Generation:
                 prompt=encoded.get(settings.prompt, unused),
                 negative=encoded.get(settings.negative, unused),
                 seed=settings.seed + k,
+                unguided=self._unguided,
             )
             for k in range(settings.batch)
         ]

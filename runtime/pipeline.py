@@ -14,6 +14,7 @@ import numpy.typing as npt
 from gentron.bundle import Bundle, Verify
 from gentron.engines import Backend, Engine, EngineOptions, backend_named, bundle_graph
 from gentron.engines.graphs import declarations, decoder_default
+from gentron.guidance import Interval, check_interval
 from gentron.latents import to_uint8
 from gentron.runtime.finite import check_finite
 from gentron.runtime.generation import Generation
@@ -107,6 +108,7 @@ class Pipeline:
         eta: float = 0.0,
         guidance: float | None = None,
         motion: float | None = None,
+        guidance_interval: Interval | None = None,
         frames: int = 1,
         batch: int = 1,
         size: tuple[int, int] | None = None,
@@ -114,12 +116,15 @@ class Pipeline:
         """A generation that runs as it is iterated, one item per step; stop iterating to cancel.
 
         `size` is (width, height) in pixels, `seed` 0 to 2**64 - 1 (random if None; sample k of the
-        batch has seed + k), `guidance` lambda_T and `motion` lambda_M of equation 6. More than one
-        of `frames` is a video; `motion` has no meaning for an image. Everything not given comes
-        from the bundle's defaults. Raises RequestError at once, naming the argument.
+        batch has seed + k), `guidance` lambda_T and `motion` lambda_M of equation 6; both are 1
+        in steps whose noise level (`NoiseSchedule.sigmas`) is outside low < sigma <= high of
+        `guidance_interval`. More than one of `frames` is a video; `motion` has no meaning for an
+        image. Everything not given comes from the bundle's defaults. Raises RequestError at once,
+        naming the argument.
         """
         defaults = self.bundle.manifest.defaults
         width, height = size or self.bundle.native_size
+        interval = guidance_interval
         settings = Settings(
             prompt=prompt,
             negative=negative,
@@ -133,6 +138,7 @@ class Pipeline:
             height=height,
             frames=frames,
             batch=batch,
+            guidance_interval=None if interval is None else check_interval(interval),
         )
         return self.generate(settings)
 

@@ -5,7 +5,6 @@ A step is linear, so the guided prediction can be solved for; the clean latents 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -40,12 +39,9 @@ def _clean(
     schedule: NoiseSchedule, x: npt.NDArray[Any], prediction: npt.NDArray[Any], timestep: float
 ) -> npt.NDArray[Any]:
     """x0 from a noisy x and the network's output there, by what that output means."""
+    alpha, sigma = map(float, schedule.signal_and_noise(np.asarray(timestep)))
     if schedule.is_flow:
-        return x - timestep / schedule.num_train_timesteps * prediction
-    alpha_bar = float(
-        np.interp(timestep, np.arange(schedule.num_train_timesteps), schedule.alphas_cumprod)
-    )
-    alpha, sigma = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        return x - sigma * prediction
     if schedule.prediction == "v_prediction":
         return alpha * x - sigma * prediction
     return (x - sigma * prediction) / alpha

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from gentron.errors import RequestError
+from gentron.guidance import check_interval
 from gentron.runtime.result import Result, Settings
 
 
 def settings_of(metadata: dict[str, Any]) -> tuple[Settings, int]:
     """Settings and batch row of a stored image. The whole batch is run again, since the bits of a
     row may depend on the shape of the call; raises RequestError for a missing or odd field."""
-    fields = Settings.__dataclass_fields__
+    fields = dict(Settings.__dataclass_fields__)
+    del fields["guidance_interval"]  # files without it are older, and had none
     missing = [name for name in (*fields, "row") if name not in metadata]
     if missing:
         raise RequestError("like", f"the file's settings lack {', '.join(missing)}")
@@ -22,7 +24,9 @@ def settings_of(metadata: dict[str, Any]) -> tuple[Settings, int]:
     row = metadata["row"]
     if not isinstance(row, int) or not 0 <= row < metadata["batch"]:
         raise RequestError("like", f"the file's row {row!r} is not in its batch")
-    return Settings(**{name: metadata[name] for name in fields}), row
+    given = metadata.get("guidance_interval")
+    interval = None if given is None else check_interval(given)
+    return Settings(**{name: metadata[name] for name in fields}, guidance_interval=interval), row
 
 
 def engines_of(metadata: dict[str, Any]) -> dict[str, dict[str, str]]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gentron.engines.base import EngineInfo
+from gentron.guidance import Interval
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Settings:
     height: int
     frames: int
     batch: int
+    guidance_interval: Interval | None = None  # noise levels; None: guidance in every step
 
 
 @dataclass(frozen=True)

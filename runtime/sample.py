@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gentron.contract import MAX_BRANCHES, STATE_SLOTS, UPDATE_TERMS
-from gentron.guidance import Branch
+from gentron.guidance import Branch, guidance_branches
 from gentron.noise import INITIAL, normal
 from gentron.runtime.text import EncodedText
 from gentron.solvers import SolverTable
 
 LatentShape = tuple[int, int, int, int]  # (F, C, h, w)
+UNGUIDED = guidance_branches(1.0, 1.0, moving=True)  # equation 6 with both scales 1: one row
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,14 @@ class Sample:
     prompt: EncodedText
     negative: EncodedText
     seed: int
+    unguided: frozenset[int] = frozenset()  # steps that run the prompt's branch alone
 
     @property
     def steps(self) -> int:
         return len(self.table.timesteps)
+
+    def branches_at(self, step: int) -> tuple[Branch, ...]:
+        return UNGUIDED if step in self.unguided else self.branches
 
     def text_of(self, branch: Branch) -> EncodedText:
         return self.prompt if branch.text else self.negative
@@ -71,15 +76,23 @@ class Conditioning:
         self._text_row: dict[str, int] = {}
         self._modulation_row: dict[tuple[str | None, float], int] = {}
         for sample in samples:
-            for text in {t.prompt: t for t in map(sample.text_of, sample.branches)}.values():
-                if text.prompt not in self._text_row:
-                    self._text_row[text.prompt] = len(self.texts)
-                    self.texts.append(text)
-                for time in sample.table.timesteps:
-                    key = self._key(text, float(time))
-                    if key not in self._modulation_row:
-                        self._modulation_row[key] = len(self.modulation)
-                        self.modulation.append((text, float(time)))
+            used = [
+                {text.prompt: text for text in map(sample.text_of, sample.branches_at(step))}
+                for step in range(sample.steps)
+            ]
+            for text in {name: text for texts in used for name, text in texts.items()}.values():
+                for step, time in enumerate(map(float, sample.table.timesteps)):
+                    if text.prompt in used[step]:
+                        self._add(text, time)
+
+    def _add(self, text: EncodedText, time: float) -> None:
+        if text.prompt not in self._text_row:
+            self._text_row[text.prompt] = len(self.texts)
+            self.texts.append(text)
+        key = self._key(text, time)
+        if key not in self._modulation_row:
+            self._modulation_row[key] = len(self.modulation)
+            self.modulation.append((text, time))
 
     def _key(self, text: EncodedText, time: float) -> tuple[str | None, float]:
         return (text.prompt if self._pooled else None), time
@@ -109,7 +122,7 @@ def pack(samples: Sequence[Sample], step: int, conditioning: Conditioning) -> Ro
             continue
         slots[index] = len(row_sample)  # unused slots repeat the first branch, with weight 0
         time = float(sample.table.timesteps[step])
-        for slot, branch in enumerate(sample.branches):
+        for slot, branch in enumerate(sample.branches_at(step)):
             text = sample.text_of(branch)
             slots[index, slot] = len(row_sample)
             guidance[index, slot] = branch.weight

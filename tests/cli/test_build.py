@@ -57,6 +57,8 @@ def test_a_bundle_is_built_once_listed_verified_and_pruned(gentron_build, tiny_b
     assert {e["folder"] for e in listed} == {e["folder"] for e in first}
     assert gentron_build("--list").stdout.splitlines()[-1].startswith("6 engines, 0.0")
     assert gentron_build("--verify").stdout.count("as written") == 6
+    verified = json.loads(gentron_build("--verify", "--json").stdout)["engines"]
+    assert [engine["problem"] for engine in verified] == [""] * 6
 
     engine = Path(first[4]["folder"]) / "engine.weights"
     engine.write_bytes(engine.read_bytes()[:-1])
@@ -119,6 +121,13 @@ def test_the_line_to_use_a_folder_of_engines_is_printed(gentron_build, tiny_bund
         (("emoji", "--list"), "either BUNDLE or one of"),
         (("--list", "--prune"), "either BUNDLE or one of"),
         (("--list", "--budget", 3), "belongs to --prune"),
+        (("--prune", "--budget", "nan"), "a number of GB, got nan"),
+        (("--prune", "--budget", -1), "a number of GB, got -1"),
+        (("--list", "--gpu", "sm80"), "gpu: is for building"),
+        (("--verify", "--profile", "samples=1"), "profile: is for building"),
+        (("emoji", "--backend", "tensorrt-rtx", "--gpu", ","), "unknown GPU generation ''"),
+        (("emoji", "--backend", "openvino", "--profile", "size=4096x4096"), "from 64 to 256"),
+        (("emoji", "--backend", "openvino", "-o", "/proc/x/y"), "cannot be written"),
         (("emoji", "--backend", "abacus"), "'abacus' is not one of"),
         (("nowhere", "--backend", "onnxruntime"), "'nowhere' was not found"),
         (("emoji", "--backend", "onnxruntime", "--gpu", "sm80"), "leave --gpu out"),

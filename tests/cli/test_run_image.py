@@ -271,11 +271,13 @@ def edit(source: Path, target: Path, **changes: object) -> None:
 
 def test_like_makes_a_picture_again_bit_for_bit(draw: Command) -> None:
     draw("кошка 🐱", "--negative", "a dog", "--seed", 11, "--steps", 5, "--solver", "ddpm",
-         "--guidance", 3.5, "--size", "20x16", "-o", "first.png")  # fmt: skip
+         "--guidance", 3.5, "--guidance-interval", "0.3,5", "--size", "20x16",
+         "-o", "first.png")  # fmt: skip
     done = draw("--like", "first.png", "-o", "again.png")
     assert "cannot promise" not in done.stderr
     assert np.array_equal(pixels("first.png"), pixels("again.png"))
     assert read_metadata(Path("first.png")) == read_metadata(Path("again.png"))
+    assert read_metadata(Path("first.png"))["guidance_interval"] == [0.3, 5.0]
 
 
 def test_like_makes_one_row_of_a_batch_again_bit_for_bit(draw: Command, desk: Path) -> None:

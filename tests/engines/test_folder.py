@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gentron.engines.cache import EngineCache
-from gentron.engines.folder import MANIFEST, EngineFolder, write_folder
+from gentron.engines.folder import MANIFEST, EngineFolder, check_new, write_folder
 from gentron.engines.options import engine_store
 from gentron.errors import BackendError, OutputError, RequestError
 
@@ -137,3 +137,26 @@ def test_a_folder_and_its_digest_come_together(tmp_path):
         engine_store(None, "0" * 64)
     with pytest.raises(RequestError, match="64 hex digits"):
         engine_store(tmp_path, "xyz")
+
+
+def test_a_copy_that_fails_leaves_nothing_half_made(tmp_path, scribe, job_of, monkeypatch):
+    entry = EngineCache(tmp_path / "cache").obtain(job_of(), scribe(), quiet)
+
+    def full(source, target):
+        target.mkdir()
+        (target / "engine").write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr("gentron.engines.folder.shutil.copytree", full)
+    with pytest.raises(OutputError, match="No space left on device; name a folder on a disk with"):
+        write_folder(tmp_path / "deployed", [entry])
+    assert list((tmp_path / "deployed").iterdir()) == []
+    check_new(tmp_path / "deployed")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_a_build(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file/x: cannot be written \(Not a directory\)"):
+        check_new(tmp_path / "file" / "x")
+    check_new(tmp_path / "some" / "where")
+    assert not (tmp_path / "some").exists()

@@ -86,7 +86,10 @@ def test_more_samples_bring_their_rows_along():
         ("samples=two", "'two' is not a whole number"),
         ("samples=-1", "'-1' is not a whole number"),
         ("samples", "'' is not a whole number"),
-        ("size=500x512", "width must be a multiple of 16, got 500; try 496"),
+        ("size=500x512", "500x512 does not work: each side must be a multiple of 16 from 64 to "),
+        ("size=512x512:512x512:4096x4096", "4096x4096 does not work"),
+        ("samples=1,samples=2", "samples is given twice"),
+        ("table=1:999999999:999999999", "table must be at most 65536"),
         ("size=512", "'512' is not WIDTHxHEIGHT"),
         ("size=512x512:256x256:1024x1024", "LEAST <= USUAL"),
         ("frames=2", "at most 1, got 2"),
@@ -110,8 +113,9 @@ ranges = st.lists(st.integers(1, 64), min_size=3, max_size=3).map(
 @given(samples=ranges, table=ranges, texts=ranges, decode=ranges, width=ranges, height=ranges)
 def test_a_declaration_reads_back_as_it_prints(samples, table, texts, decode, width, height):
     unit = CONFIG.patch * FACTOR
-    width, height = (
-        AxisRange(*(side * unit for side in (r.least, r.usual, r.most))) for r in (width, height)
+    width, height = (  # from 64 pixels on
+        AxisRange(*((side + 3) * unit for side in (r.least, r.usual, r.most)))
+        for r in (width, height)
     )
     rows = AxisRange(1, samples.usual, samples.most)
     declared = replace(DEFAULT, samples=samples, rows=rows, table=table, texts=texts,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gentron.engines.trt_inspect import read_inspection
+from gentron.engines.trt_inspect import check_kernels, read_inspection
 from gentron.errors import BackendError
 
 OLD = {
@@ -68,3 +68,22 @@ def test_an_engine_built_without_details_has_names_only():
 def test_another_form_is_an_error_that_says_so(text):
     with pytest.raises(BackendError, match="denoiser: the engine inspector's answer"):
         read_inspection(text, "denoiser")
+
+
+@pytest.mark.parametrize("name", ["Half", "Row major linear FP16 format", "fp16"])
+def test_a_kernel_in_the_type_asked_for_is_enough(name):
+    check_kernels({"output_types": {"Float": 90, name: 1}}, "fp16", "denoiser")
+
+
+@pytest.mark.parametrize("types", [{}, {"unknown": 3}])
+def test_types_that_nobody_knows_are_no_error(types):
+    check_kernels({"output_types": types}, "fp16", "denoiser")
+    check_kernels({"unknown": "form"}, "fp16", "denoiser")
+
+
+@pytest.mark.parametrize(("precision", "name"), [("fp16", "BFloat16"), ("bf16", "Half")])
+def test_an_engine_without_such_a_kernel_is_refused(precision, name):
+    facts = {"output_types": {"Float": 90, name: 2, "unknown": 4}}
+    with pytest.raises(BackendError, match=f"{precision} was asked for.*90 Float, 2 {name}"):
+        check_kernels(facts, precision, "denoiser")
+    check_kernels(facts, "fp32", "denoiser")

@@ -199,3 +199,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_honoured_is_refused_by_name(changes, message) -> None:
     with pytest.raises(BundleError, match=f"^scheduler config: {message}"):
         schedule(**changes)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_noise_levels_are_those_of_diffusers(kind) -> None:
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    theirs = kind(**betas)
+    levels = schedule(**betas).sigmas(np.array([999, 500, 21, 0]))
+    bars = theirs.alphas_cumprod.numpy().astype(np.float64)[[999, 500, 21, 0]]
+    np.testing.assert_allclose(levels, ((1 - bars) / bars) ** 0.5, rtol=1e-4)
+
+
+def test_noise_levels_of_a_flow_are_shares_of_noise() -> None:
+    flow = NoiseSchedule.from_config(FLOW)
+    assert np.array_equal(flow.sigmas(np.array([1000.0, 250.0])), [1.0, 0.25])

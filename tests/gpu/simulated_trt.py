@@ -105,6 +105,16 @@ class Engine:
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self.module.rtx)
 
+    def create_engine_inspector(self) -> Any:
+        """One layer, in the graph's own type unless `module.kernel_type` says otherwise."""
+        self.module.gpu.check_held()
+        self.module.inspected += 1
+        kind = {"float16": "Half", "float32": "Float"}[self.values["compute"]]
+        output = {"Name": "y", "Format/Datatype": self.module.kernel_type or kind}
+        layer = {"Name": "_gemm_mha_v2_1", "LayerType": "kgen", "Outputs": [output]}
+        text = json.dumps({"Layers": [layer]}) if self.module.inspects else "nothing known"
+        return SimpleNamespace(get_engine_information=lambda form: text)
+
     def create_execution_context(self, *, runtime_config: RuntimeConfig) -> Context:
         context = Context(self, runtime_config)
         self.contexts.add(context)
@@ -268,6 +278,8 @@ class SimulatedTensorRt(SimpleNamespace):
             OnnxParserRefitter=OnnxParserRefitter,
         )
         self.gpu, self.require, self.rtx, self.created = gpu, require, rtx, 0
+        self.LayerInformationFormat = SimpleNamespace(JSON=1)
+        self.inspected, self.kernel_type, self.inspects = 0, "", True
         self._sessions: dict[str, Any] = {}
         self._logger: Any = None
         if rtx:
@@ -369,6 +381,7 @@ class SimulatedCompiler(Compiler):
                 tensors[spec.name] = {"mode": mode, "dtype": NAMES[dtype], "axes": spec.axes}
         values = {
             "version": self.version,
+            "compute": job.graph.compute,
             "graph": "" if self.strip else str(job.graph.file.resolve()),
             "tensors": tensors,
             "profiles": [tensor_shapes(component, profile) for profile in job.profiles],
