@@ -97,6 +97,19 @@ class Choice:
         )
 
 
+def engine_options(command: Command) -> Command:
+    """Those that say which bundle is to run on what, as one `Choice`."""
+
+    @wraps(command)
+    def gather(**options: Any) -> None:
+        choice = Choice(**{field.name: options.pop(field.name) for field in fields(Choice)})
+        command(choice=choice, **options)
+
+    for option in reversed(ENGINES):
+        gather = option(gather)
+    return gather
+
+
 def drawing_options(command: Command) -> Command:
     """The options of both commands: engines as one `Choice`, sampling as `given`, without those
     that were not given."""

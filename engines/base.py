@@ -55,6 +55,10 @@ class Buffer(ABC):
         """Copies `values`, of this buffer's shape and type, from the host."""
 
     @abstractmethod
+    def write_rows(self, start: int, values: Array) -> None:
+        """Copies `values` [K, ...] over the rows `start` to `start + K` of the first axis."""
+
+    @abstractmethod
     def read(self) -> Array:
         """A copy on the host, once everything that was queued before has finished."""
 
@@ -123,11 +127,17 @@ class Engine(ABC):
 
     side_factor: int = 1
 
+    @property
+    def largest(self) -> Mapping[str, int]:
+        """The most that an axis may have, of those axes that are limited."""
+        return {}
+
 
 class Backend(ABC):
     """A way to run graphs on this machine."""
 
     name: str
+    exact_shapes = False  # compiles for each shape in use: few shapes, met again, cost least
     precisions: tuple[str, ...]  # that it can compute in, the default first
 
     def graph_precision(self, precision: str) -> str:

@@ -112,12 +112,13 @@ class Staging:
         self._current = self._filled = 0
         self._fences: dict[int, Event] = {}
 
-    def send(self, target: DeviceMemory, values: Bytes) -> None:
+    def send(self, target: DeviceMemory, values: Bytes, offset: int = 0) -> None:
+        """`offset` in bytes into the target."""
         for start in range(0, values.size, self._segment):
             part = values[start : start + self._segment]
             at = self._room(part.size)
             self._memory.put(at, part)
-            self._device.upload(target, start, self._memory, at, part.size)
+            self._device.upload(target, offset + start, self._memory, at, part.size)
 
     def _room(self, size: int) -> int:
         if self._filled + size > self._segment:
@@ -205,6 +206,17 @@ class DeviceBuffer(Buffer):
         with self._arena.device.held():
             self._arena.staging.send(self.memory, flat)
         self._sent = sent
+
+    def write_rows(self, start: int, values: Array) -> None:
+        assert values.shape[1:] == self.shape[1:], (values.shape, self.shape)
+        assert 0 <= start <= self.shape[0] - len(values), (start, values.shape, self.shape)
+        assert values.dtype == self.dtype, (values.dtype, self.dtype)
+        self._check_open()
+        flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        with self._arena.device.held():
+            offset = start * self.size // self.shape[0]
+            self._arena.staging.send(self.memory, flat, offset)
+        self._sent = None
 
     def becomes_output(self) -> None:
         """From now on the device writes it too."""

@@ -101,6 +101,7 @@ class OpenVinoBackend(Backend):
     """Reads a bundle's float32 graphs, whatever it computes in."""
 
     name = NAME
+    exact_shapes = True
 
     def __init__(self, options: EngineOptions | None = None):
         self._options = options or EngineOptions()

@@ -159,6 +159,12 @@ class OpenVinoBuffer(Buffer):
         assert values.dtype == self.dtype, (values.dtype, self.dtype)
         np.copyto(self.array, values)
 
+    def write_rows(self, start: int, values: Array) -> None:
+        rows = self.array[start : start + len(values)]
+        assert values.shape == rows.shape, (values.shape, start, self.shape)
+        assert values.dtype == self.dtype, (values.dtype, self.dtype)
+        np.copyto(rows, values)
+
     def read(self) -> Array:
         return self.array.copy()
 

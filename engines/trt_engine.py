@@ -124,6 +124,11 @@ class TensorRtEngine(Engine):
             return self._check_open().inspect()
 
     @property
+    def largest(self) -> Mapping[str, int]:
+        axes = {axis for profile in self.profiles for axis in profile}
+        return {axis: max(profile[axis].most for profile in self.profiles) for axis in axes}
+
+    @property
     def captured_calls(self) -> int:
         return len(self._captured)
 

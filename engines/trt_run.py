@@ -59,6 +59,7 @@ class TensorRtBackend(Backend):
 
     # Not bf16: numpy has no arrays of this type to feed it.
     precisions = ("fp16", "fp32")
+    exact_shapes = True  # captured work is of one shape
 
     def __init__(
         self,

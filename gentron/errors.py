@@ -41,3 +41,24 @@ class ResourceError(GenTronError):
 
 class OutputError(GenTronError):
     """A result could not be written: missing folder, unknown suffix, full disk."""
+
+
+class BusyError(GenTronError):
+    """The service has as much to do as it takes on; `retry_after` says in how many seconds there
+    should be room again."""
+
+    def __init__(self, message: str, retry_after: float):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(GenTronError):
+    """A request's deadline passed, or cannot be met."""
+
+
+class CancelledError(GenTronError):
+    """A request was cancelled, by its client or because the service closes."""
+
+
+class RefusedError(GenTronError):
+    """The operator's filter refused a prompt or a picture."""

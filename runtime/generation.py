@@ -9,21 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gentron.config import GenTronConfig
 from gentron.errors import NonFiniteError, RequestError
-from gentron.guidance import guidance_branches, unguided_steps
-from gentron.latents import latent_size
-from gentron.noise import check_seed
 from gentron.runtime.loop import DenoiseLoop, LoopStep
 from gentron.runtime.preview import predicted_clean
+from gentron.runtime.request import Request
 from gentron.runtime.result import Result, Settings, StageClock
-from gentron.runtime.sample import UNGUIDED, Sample
-from gentron.solvers import solver_table
 
 if TYPE_CHECKING:
     from gentron.runtime.pipeline import Pipeline
 
-MAX_BATCH = 64
 RANDOM_WEIGHTS = (
     "the weights of this bundle are random: it shows that the pipeline runs and how fast, not "
     "what the model can draw"
@@ -52,19 +46,7 @@ class Generation:
         self._pipeline, self.settings = pipeline, settings
         pipeline._engines.check_open()
         bundle = pipeline.bundle
-        _check_settings(settings)
-        _check_frames(settings, bundle.config)
-        height, width = latent_size(
-            bundle.config, bundle.vae_factor, settings.width, settings.height
-        )
-        self._shape = (settings.frames, bundle.config.latent_channels, height, width)
-        self._table = solver_table(
-            settings.solver, bundle.schedule, settings.steps, eta=settings.eta
-        )
-        moving = bundle.config.temporal and settings.frames > 1
-        self._branches = guidance_branches(settings.guidance, settings.motion, moving=moving)
-        sigmas = bundle.schedule.sigmas(self._table.timesteps)
-        self._unguided = unguided_steps(settings.guidance_interval, sigmas)
+        self._request = Request.of(bundle, settings)
         self._clock = StageClock()
         self._loop: DenoiseLoop | None = None
         self._latents: npt.NDArray[np.float32] | None = None
@@ -73,12 +55,7 @@ class Generation:
         self.warnings: list[str] = []
         if bundle.manifest.weights == "random":
             self.warnings.append(RANDOM_WEIGHTS)
-        if len(self._unguided) == len(sigmas):
-            self._branches = UNGUIDED
-            self.warnings.append(
-                f"guidance_interval: no step lies in it, so none is guided; the noise levels of "
-                f"these steps are {sigmas.max():.3g} to {sigmas.min():.3g}"
-            )
+        self.warnings += self._request.warnings
 
     def __iter__(self) -> Iterator[Step]:
         return self._steps
@@ -118,7 +95,7 @@ class Generation:
         before, after = loop.before_and_after()
         schedule, clean = self._pipeline.bundle.schedule, []
         for row, sample in enumerate(loop.samples):
-            noise = sample.noise(index, self._shape) if sample.needs_noise(index) else None
+            noise = sample.noise(index, self._request.shape) if sample.needs_noise(index) else None
             clean.append(
                 predicted_clean(schedule, sample.table, index, before[row], after[row], noise)
             )
@@ -127,31 +104,18 @@ class Generation:
     def _run(self) -> Iterator[Step]:
         pipeline, settings, clock = self._pipeline, self.settings, self._clock
         with clock.stage("text") as counts:
-            branches = self._branches + (UNGUIDED if self._unguided else ())
-            needed = [settings.prompt] * any(b.text for b in branches)
-            needed += [settings.negative] * any(not b.text for b in branches)
+            needed = self._request.prompts
             pipeline._engines.check_open()
             encoded = {text.prompt: text for text in pipeline._text.encode(needed)}
             counts["calls"] = len(set(needed) - {""}) * len(pipeline.bundle.config.text)
-        self._warn_lost(encoded)
-        unused = next(iter(encoded.values()))
-        samples = [
-            Sample(
-                self._table,
-                self._branches,
-                prompt=encoded.get(settings.prompt, unused),
-                negative=encoded.get(settings.negative, unused),
-                seed=settings.seed + k,
-                unguided=self._unguided,
-            )
-            for k in range(settings.batch)
-        ]
+        self.warnings += self._request.lost_words(encoded)
+        samples = self._request.samples(encoded)
         with clock.stage("condition") as counts:
             loop = DenoiseLoop(
                 pipeline.bundle.config,
                 pipeline._engines,
                 samples,
-                self._shape,
+                self._request.shape,
                 (settings.height, settings.width),
             )
             counts["calls"] = loop.condition_calls
@@ -172,14 +136,6 @@ class Generation:
     def _step(self, step: LoopStep) -> Step:
         return Step(step.index, step.total, step.seconds, self)
 
-    def _warn_lost(self, encoded: dict[str, Any]) -> None:
-        for field, text in (("prompt", self.settings.prompt), ("negative", self.settings.negative)):
-            if text in encoded and encoded[text].lost:
-                self.warnings.append(
-                    f"{field}: too long for the text encoder; these words were cut off: "
-                    f"{encoded[text].lost!r}"
-                )
-
     def _make_result(self, videos: npt.NDArray[np.uint8]) -> Result:
         pipeline, settings = self._pipeline, self.settings
         return Result(
@@ -194,30 +150,3 @@ class Generation:
             weights=pipeline.bundle.manifest.weights,
             warnings=tuple(self.warnings),
         )
-
-
-def _check_settings(settings: Settings) -> None:
-    for field in ("prompt", "negative"):
-        if not isinstance(getattr(settings, field), str):
-            raise RequestError(field, f"must be text, got {getattr(settings, field)!r}")
-        try:
-            getattr(settings, field).encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(field, f"is not valid UTF-8 text: {error.object!r}") from error
-    for field in ("seed", "batch", "width", "height", "frames"):
-        value = getattr(settings, field)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise RequestError(field, f"must be a whole number, got {value!r}")
-    if not 1 <= settings.batch <= MAX_BATCH:
-        raise RequestError("batch", f"must be 1 to {MAX_BATCH}, got {settings.batch}")
-    check_seed(settings.seed, settings.batch)
-
-
-def _check_frames(settings: Settings, config: GenTronConfig) -> None:
-    frames, most = settings.frames, config.max_frames
-    if frames == 1:
-        return
-    if not config.temporal:
-        raise RequestError("frames", f"this model draws single images, got {frames}; use 1")
-    if not 1 <= frames <= most:
-        raise RequestError("frames", f"must be 1 to {most} for this model, got {frames}")

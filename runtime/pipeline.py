@@ -115,17 +115,53 @@ class Pipeline:
     ) -> Generation:
         """A generation that runs as it is iterated, one item per step; stop iterating to cancel.
 
+        Arguments as for `settings`. Raises RequestError at once, naming the argument.
+        """
+        return self.generate(
+            self.settings(
+                prompt,
+                negative=negative,
+                seed=seed,
+                steps=steps,
+                solver=solver,
+                eta=eta,
+                guidance=guidance,
+                motion=motion,
+                guidance_interval=guidance_interval,
+                frames=frames,
+                batch=batch,
+                size=size,
+            )
+        )
+
+    def settings(
+        self,
+        prompt: str,
+        *,
+        negative: str = "",
+        seed: int | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        eta: float = 0.0,
+        guidance: float | None = None,
+        motion: float | None = None,
+        guidance_interval: Interval | None = None,
+        frames: int = 1,
+        batch: int = 1,
+        size: tuple[int, int] | None = None,
+    ) -> Settings:
+        """A request with the bundle's defaults filled in; not checked yet.
+
         `size` is (width, height) in pixels, `seed` 0 to 2**64 - 1 (random if None; sample k of the
         batch has seed + k), `guidance` lambda_T and `motion` lambda_M of equation 6; both are 1
         in steps whose noise level (`NoiseSchedule.sigmas`) is outside low < sigma <= high of
         `guidance_interval`. More than one of `frames` is a video; `motion` has no meaning for an
-        image. Everything not given comes from the bundle's defaults. Raises RequestError at once,
-        naming the argument.
+        image. Everything not given comes from the bundle's defaults.
         """
         defaults = self.bundle.manifest.defaults
         width, height = size or self.bundle.native_size
         interval = guidance_interval
-        settings = Settings(
+        return Settings(
             prompt=prompt,
             negative=negative,
             seed=secrets.randbits(32) if seed is None else seed,
@@ -140,7 +176,6 @@ class Pipeline:
             batch=batch,
             guidance_interval=None if interval is None else check_interval(interval),
         )
-        return self.generate(settings)
 
     def stream_video(
         self, prompt: str, *, frames: int | None = None, **options: Any

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,7 @@ class Conditioning:
     """
 
     def __init__(self, samples: Sequence[Sample], *, pooled: bool):
-        self._pooled = pooled
+        self.pooled = pooled
         self.texts: list[EncodedText] = []
         self.modulation: list[tuple[EncodedText, float]] = []
         self._text_row: dict[str, int] = {}
@@ -95,7 +96,7 @@ class Conditioning:
             self.modulation.append((text, time))
 
     def _key(self, text: EncodedText, time: float) -> tuple[str | None, float]:
-        return (text.prompt if self._pooled else None), time
+        return (text.prompt if self.pooled else None), time
 
     def text_row(self, text: EncodedText) -> int:
         return self._text_row[text.prompt]
@@ -104,22 +105,37 @@ class Conditioning:
         return self._modulation_row[self._key(text, time)]
 
 
-def pack(samples: Sequence[Sample], step: int, conditioning: Conditioning) -> Rows:
-    """The rows of every sample that still has a step `step` to do.
+class RowLookup(Protocol):
+    """Where the conditioning of a sample lies in the tables."""
 
-    A sample that is already done costs no row: its state passes through unchanged.
+    def text_row(self, text: EncodedText) -> int: ...
+
+    def modulation_row(self, text: EncodedText, time: float) -> int: ...
+
+
+def pack(
+    steps: Sequence[tuple[Sample, int] | None],
+    lookup: RowLookup,
+    pad_to: Callable[[int], int] = lambda rows: rows,
+) -> Rows:
+    """The rows of every sample that has a step to do; (sample, step) each in its slot of the state.
+
+    A slot that is None, or whose sample is already done, costs no row: its state passes through
+    unchanged. `pad_to` says how many rows the call is to have for so many that are needed; the
+    others repeat the first, and nothing reads them.
     """
     row_sample: list[int] = []
     row_modulation: list[int] = []
     row_text: list[int] = []
     row_motion_free: list[bool] = []
-    slots = np.zeros((len(samples), MAX_BRANCHES), np.int64)
-    guidance = np.zeros((len(samples), MAX_BRANCHES), np.float32)
-    update = np.zeros((len(samples), STATE_SLOTS, UPDATE_TERMS), np.float32)
-    for index, sample in enumerate(samples):
-        if step >= sample.steps:
+    slots = np.zeros((len(steps), MAX_BRANCHES), np.int64)
+    guidance = np.zeros((len(steps), MAX_BRANCHES), np.float32)
+    update = np.zeros((len(steps), STATE_SLOTS, UPDATE_TERMS), np.float32)
+    for index, entry in enumerate(steps):
+        if entry is None or entry[1] >= entry[0].steps:
             update[index, range(STATE_SLOTS), range(STATE_SLOTS)] = 1
             continue
+        sample, step = entry
         slots[index] = len(row_sample)  # unused slots repeat the first branch, with weight 0
         time = float(sample.table.timesteps[step])
         for slot, branch in enumerate(sample.branches_at(step)):
@@ -127,15 +143,16 @@ def pack(samples: Sequence[Sample], step: int, conditioning: Conditioning) -> Ro
             slots[index, slot] = len(row_sample)
             guidance[index, slot] = branch.weight
             row_sample.append(index)
-            row_modulation.append(conditioning.modulation_row(text, time))
-            row_text.append(conditioning.text_row(text))
+            row_modulation.append(lookup.modulation_row(text, time))
+            row_text.append(lookup.text_row(text))
             row_motion_free.append(not branch.motion)
         update[index] = sample.table.updates[step]
+    spare = pad_to(len(row_sample)) - len(row_sample)
     return Rows(
-        np.asarray(row_sample, np.int64),
-        np.asarray(row_modulation, np.int64),
-        np.asarray(row_text, np.int64),
-        np.asarray(row_motion_free, np.bool_),
+        np.asarray(row_sample + row_sample[:1] * spare, np.int64),
+        np.asarray(row_modulation + row_modulation[:1] * spare, np.int64),
+        np.asarray(row_text + row_text[:1] * spare, np.int64),
+        np.asarray(row_motion_free + row_motion_free[:1] * spare, np.bool_),
         slots,
         guidance,
         update,

@@ -35,7 +35,8 @@ def test_a_finished_sample_takes_no_rows_and_keeps_its_latents(make_sample, run_
     short = make_sample("ddim", 2, guidance_branches(7.5, 1.3, moving=True), "a cat", 3)
     long = make_sample("ddim", 5, guidance_branches(1.0, 1.0, moving=True), "a dog", 4)
     conditioning = Conditioning([short, long], pooled=True)
-    assert [len(pack([short, long], s, conditioning).row_sample) for s in range(5)] == [
+    steps = [[(short, s), (long, s)] for s in range(5)]
+    assert [len(pack(step, conditioning).row_sample) for step in steps] == [
         4, 4, 1, 1, 1,
     ]  # fmt: skip
     _, together = run_loop(short, long)

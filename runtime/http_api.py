@@ -1,0 +1,95 @@
+"""The HTTP server: OpenAI's images and videos, health, metrics.
+
+One application for one `Service`. Whatever concerns every request (limits, who asks) is in
+`http_guard.py`, errors are in `http_errors.py`, metrics in `metrics.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+import gentron
+from gentron.errors import RequestError
+from gentron.runtime import http_errors, http_images
+from gentron.runtime.http_guard import Guard
+from gentron.runtime.http_state import ServerState
+from gentron.runtime.metrics import Metrics
+from gentron.runtime.service import Service
+
+Size = tuple[int, int]
+
+
+def create_app(
+    open_service: Callable[[], Service], metrics: Metrics, warm_up: Iterable[Size] = ()
+) -> FastAPI:
+    """`open_service` is called when the server starts and its service closed when it ends;
+    `/readyz` answers yes once the sizes of `warm_up` in pixels were drawn."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        import asyncio
+
+        async with open_service() as service:
+            state = app.state.gentron = ServerState(service)
+
+            async def make_ready() -> None:
+                await service.warm_up(warm_up)
+                state.ready = True
+
+            task = asyncio.create_task(make_ready())
+            try:
+                yield
+            finally:
+                state.ready = False
+                task.cancel()
+
+    app = FastAPI(title="GenTron", version=gentron.__version__, lifespan=lifespan)
+    app.add_middleware(Guard)
+    http_errors.install(app)
+    app.include_router(http_images.router)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        """The one that is served."""
+        return {"object": "list", "data": [_model(ServerState.of(request))]}
+
+    @app.get("/v1/models/{model}")
+    async def model(model: str, request: Request) -> dict[str, Any]:
+        state = ServerState.of(request)
+        if model != state.model:
+            raise RequestError("model", f"{model[:80]!r} is not served here; use {state.model!r}")
+        return _model(state)
+
+    @app.get("/healthz")
+    async def health(request: Request) -> Response:
+        """Whether the process works; 503 once its scheduler has ended."""
+        healthy = ServerState.of(request).service.healthy
+        return JSONResponse({"healthy": healthy}, 200 if healthy else 503)
+
+    @app.get("/readyz")
+    async def readiness(request: Request) -> Response:
+        """Whether to send requests here: after the warm-up, until the server drains."""
+        state = ServerState.of(request)
+        ready = state.ready and state.service.healthy
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    @app.get("/metrics")
+    async def scrape() -> Response:
+        """For Prometheus."""
+        return PlainTextResponse(metrics.render(), media_type=metrics.content_type)
+
+    return app
+
+
+def _model(state: ServerState) -> dict[str, Any]:
+    return {
+        "id": state.model,
+        "object": "model",
+        "created": state.created,
+        "owned_by": "gentron",
+    }

@@ -1,0 +1,166 @@
+"""`POST /v1/images/generations`, whole or as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from gentron.errors import RequestError
+from gentron.runtime.http_errors import described
+from gentron.runtime.http_models import ImageRequest, pixels, preview_steps
+from gentron.runtime.http_state import ServerState, client_gone, client_of
+from gentron.runtime.image_file import encode_png
+from gentron.runtime.result import Result
+from gentron.runtime.ticket import Ticket
+
+router = APIRouter()
+Picture = npt.NDArray[np.uint8]
+KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent
+# OpenAI counts tokens; there is nothing here to bill.
+NO_USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+
+
+@router.post("/v1/images/generations")
+async def generate(body: ImageRequest, request: Request) -> Response:
+    """Pictures for a prompt. With `stream`, events: partial images, then the picture. Closing the
+    connection cancels the request before its next step."""
+    state = ServerState.of(request)
+    state.check_model(body.model)
+    if body.stream and (body.n or 1) != 1:
+        raise RequestError("stream", "streams one image at a time; use n = 1, or no stream")
+    if body.partial_images and not body.stream:
+        raise RequestError("partial_images", "come in a stream only; ask for stream = true")
+    options = body.gentron.settings() if body.gentron else {}
+    steps = options.get("steps") or state.service.pipeline.bundle.manifest.defaults.steps
+    ticket = state.service.submit(
+        body.prompt,
+        batch=body.n or 1,
+        size=pixels(body.size),
+        client=client_of(request),
+        previews=preview_steps(body.partial_images or 0, steps),
+        **options,
+    )
+    if body.stream:
+        return StreamingResponse(
+            _events(ticket, body),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Request-Id": ticket.id},
+        )
+    async with ticket, client_gone(request, ticket):
+        result = await ticket.result()
+    data = await asyncio.to_thread(_encoded, result, body)
+    content = {"created": int(time.time()), "data": data, **_shared(body, result)}
+    return JSONResponse(content, headers={"X-Request-Id": ticket.id})
+
+
+async def _events(ticket: Ticket, body: ImageRequest) -> AsyncIterator[bytes]:
+    """An error after the first byte is an event of its own, as OpenAI's clients expect."""
+    index = 0
+    async with ticket:
+        try:
+            steps = aiter(ticket)
+            while True:
+                try:
+                    step = await _next(steps)
+                except TimeoutError:
+                    yield b": waiting\n\n"
+                    continue
+                if step is None:
+                    break
+                if step.preview is None:
+                    yield f": step {step.index + 1} of {step.total}\n\n".encode()
+                    continue
+                picture = await asyncio.to_thread(_picture, step.preview[0], body, {})
+                height, width = step.preview.shape[1:3]
+                yield _event(
+                    "image_generation.partial_image",
+                    b64_json=picture,
+                    partial_image_index=index,
+                    **_described(body, f"{width}x{height}"),
+                )
+                index += 1
+            result = await ticket.result()
+        except Exception as error:
+            yield _event("error", **described(error)[1])
+            return
+        picture = await asyncio.to_thread(_picture, result.images[0], body, result.metadata(0))
+        size = f"{result.settings.width}x{result.settings.height}"
+        yield _event(
+            "image_generation.completed",
+            b64_json=picture,
+            usage=NO_USAGE,
+            **_described(body, size),
+            gentron=_own(result),
+        )
+
+
+async def _next(steps: AsyncIterator[Any]) -> Any:
+    """The next one, or None at the end; raises TimeoutError, and nothing is lost."""
+    return await anext(steps, None)
+
+
+def _event(kind: str, **content: Any) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n".encode()
+
+
+def _described(body: ImageRequest, size: str) -> dict[str, Any]:
+    return {
+        "created_at": int(time.time()),
+        "size": size,
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": body.output_format or "png",
+    }
+
+
+def _shared(body: ImageRequest, result: Result) -> dict[str, Any]:
+    size = f"{result.settings.width}x{result.settings.height}"
+    described = _described(body, size)
+    names = ("size", "background", "output_format")
+    return {name: described[name] for name in names} | {"usage": NO_USAGE, "gentron": _own(result)}
+
+
+def _own(result: Result) -> dict[str, Any]:
+    """What OpenAI's answer has no words for."""
+    return {
+        "seeds": list(result.seeds),
+        "settings": {k: v for k, v in vars(result.settings).items() if k not in ("seed", "batch")},
+        "bundle": result.bundle,
+        "weights": result.weights,
+        "warnings": list(result.warnings),
+        "seconds": {stage.stage: stage.seconds for stage in result.stages},
+    }
+
+
+def _encoded(result: Result, body: ImageRequest) -> list[dict[str, str]]:
+    return [
+        {"b64_json": _picture(picture, body, result.metadata(row))}
+        for row, picture in enumerate(result.images)
+    ]
+
+
+def _picture(picture: Picture, body: ImageRequest, metadata: dict[str, Any]) -> str:
+    """Base64 of a file in the format asked for; PNG carries the settings."""
+    if (body.output_format or "png") == "png":
+        return base64.b64encode(encode_png(picture, metadata)).decode()
+    from PIL import Image
+
+    file = io.BytesIO()
+    quality = 100 if body.output_compression is None else body.output_compression
+    Image.fromarray(picture).save(file, format=str(body.output_format), quality=quality)
+    return base64.b64encode(file.getvalue()).decode()
