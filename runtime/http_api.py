@@ -6,6 +6,7 @@ One application for one `Service`. Whatever concerns every request (limits, who 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,9 +16,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 import gentron
 from gentron.errors import RequestError
-from gentron.runtime import http_errors, http_images
+from gentron.runtime import http_errors, http_images, http_videos
 from gentron.runtime.http_guard import Guard
+from gentron.runtime.http_models import VideoRequest
 from gentron.runtime.http_state import ServerState
+from gentron.runtime.job_runner import JobRunner
+from gentron.runtime.jobs import JobStore, MemoryJobStore
 from gentron.runtime.metrics import Metrics
 from gentron.runtime.service import Service
 
@@ -25,17 +29,20 @@ Size = tuple[int, int]
 
 
 def create_app(
-    open_service: Callable[[], Service], metrics: Metrics, warm_up: Iterable[Size] = ()
+    open_service: Callable[[], Service],
+    metrics: Metrics,
+    warm_up: Iterable[Size] = (),
+    store: JobStore | None = None,
 ) -> FastAPI:
     """`open_service` is called when the server starts and its service closed when it ends;
-    `/readyz` answers yes once the sizes of `warm_up` in pixels were drawn."""
+    `/readyz` answers yes once the sizes of `warm_up` in pixels were drawn. Jobs are kept in
+    `store`, by default in memory."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        import asyncio
-
         async with open_service() as service:
-            state = app.state.gentron = ServerState(service)
+            runner = JobRunner(service, MemoryJobStore() if store is None else store)
+            state = app.state.gentron = ServerState(service, runner)
 
             async def make_ready() -> None:
                 await service.warm_up(warm_up)
@@ -47,11 +54,14 @@ def create_app(
             finally:
                 state.ready = False
                 task.cancel()
+                await runner.close()
 
     app = FastAPI(title="GenTron", version=gentron.__version__, lifespan=lifespan)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     app.add_middleware(Guard)
     http_errors.install(app)
     app.include_router(http_images.router)
+    app.include_router(http_videos.router)
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
@@ -84,6 +94,17 @@ def create_app(
         return PlainTextResponse(metrics.render(), media_type=metrics.content_type)
 
     return app
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI, with what `/v1/videos` reads by hand."""
+    if not app.openapi_schema:
+        described = FastAPI.openapi(app)
+        models = VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = described["components"]["schemas"]
+        schemas.update(models.pop("$defs", {}))
+        schemas["VideoRequest"] = models
+    return app.openapi_schema or {}
 
 
 def _model(state: ServerState) -> dict[str, Any]:

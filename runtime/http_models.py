@@ -30,6 +30,9 @@ class Extension(BaseModel):
     eta: float | None = Field(None, description="ddim's share of fresh noise, 0 to 1")
     guidance: float | None = Field(None, description="lambda_T of equation 6; 1 is off")
     motion: float | None = Field(None, description="lambda_M of equation 6, for videos")
+    guidance_interval: tuple[float, float] | None = Field(
+        None, description="noise levels; outside of them no step is guided"
+    )
     negative: StrictStr | None = Field(None, description="what to steer away from")
     priority: StrictInt | None = Field(None, description="-2 to 2; each has twice the share")
     deadline: float | None = Field(None, gt=0, le=86400, description="seconds from now")

@@ -12,6 +12,7 @@ from typing import cast
 from fastapi import Request
 
 from gentron.errors import RequestError
+from gentron.runtime.job_runner import JobRunner
 from gentron.runtime.service import Service
 from gentron.runtime.ticket import Ticket
 
@@ -21,6 +22,7 @@ class ServerState:
     """One for an application, as `app.state.gentron`."""
 
     service: Service
+    runner: JobRunner
     ready: bool = False  # warmed up, and not draining
     created: int = field(default_factory=lambda: int(time.time()))
 
