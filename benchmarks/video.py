@@ -34,7 +34,7 @@ def step_times(pipe: Pipeline, **options: int | float) -> tuple[list[float], int
     """Seconds of each step but the first, and the bytes of the text tables."""
     generation = pipe.stream(PROMPT, seed=0, steps=STEPS, guidance=4.0, **options)
     times = [step.seconds for step in generation]
-    tables = generation._loop._tables
+    tables = generation._loop.tables
     text = [b for name, b in tables.items() if name.startswith("text_")]
     return times[1:], sum(buffer.read().nbytes for buffer in text)
 

@@ -48,6 +48,7 @@ class DenoiseLoop:
         counts = len(self.conditioning.modulation), len(self.conditioning.texts)
         tables = Tables(config, engine, modulation=counts[0], texts=counts[1])
         tables.put(rows)
+        self.tables = tables.buffers  # the conditioning, by tensor name
         self._batch = StepBatch(
             engine,
             tables,

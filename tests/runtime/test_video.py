@@ -99,7 +99,7 @@ def test_text_tables_are_as_large_for_many_frames_as_for_one(video_pipeline):
     """Keys and values of two texts, prompt and empty, whatever the number of frames."""
 
     def shapes(**options):
-        tables = finished(video_pipeline, guidance=4.0, motion=1.2, **options)._loop._tables
+        tables = finished(video_pipeline, guidance=4.0, motion=1.2, **options)._loop.tables
         return {name: buffer.shape for name, buffer in tables.items()}
 
     one, many = shapes(frames=1), shapes(frames=8)
