@@ -14,6 +14,7 @@ pytest.importorskip("openvino", reason="not installed; pip install '.[dev]'")
 
 from gentron.engines.openvino_engine import OpenVinoCpu
 from gentron.runtime.image_file import read_metadata
+from gentron.runtime.video_file import read_frames
 
 Command = Callable[..., CompletedProcess[str]]
 # Twelve pictures were 30 to 55 dB from those of ONNX Runtime in float32, half of them 52 or more;
@@ -50,3 +51,20 @@ def test_a_picture_is_nearly_that_of_onnxruntime_and_can_be_repeated_bit_for_bit
         assert found < LEAST_DB["fp32"], "nothing was rounded"
     assert "cannot promise" not in runs[2].stderr
     assert (desk / "again.png").read_bytes() == (desk / "first.png").read_bytes()
+
+
+def test_a_video_is_nearly_that_of_onnxruntime(
+    gentron_run: Command, desk: Path, tiny_video_bundle: Path
+) -> None:
+    """Eight frames and three rows, in float32."""
+    ask = ("video", "a car", "--seed", 1, "--steps", 4, "--motion", 1.2, "-m", tiny_video_bundle)
+    films = []
+    for backend in ("onnxruntime", "openvino"):
+        options = ("--backend", backend, "--precision", "fp32", "-o", f"{backend}.mkv")
+        done = gentron_run(*ask, *options)
+        assert done.returncode == 0, done.stderr
+        films.append(read_frames(desk / f"{backend}.mkv").astype(np.float64))
+    assert films[0].shape == (8, 16, 16, 3)
+    error = np.square(films[0] - films[1]).mean()
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) >= LEAST_DB["fp32"]
+    assert np.ptp(films[0], axis=0).max() > 20  # frames differ from one another

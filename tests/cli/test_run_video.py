@@ -65,6 +65,17 @@ def test_like_makes_the_same_frames_again(film, desk):
         assert container.streams.video[0].average_rate == 12
 
 
+@pytest.mark.parametrize("name", ["one.gif", "one.webp", "frames", "frames/0001.png"])
+def test_like_reads_the_settings_of_every_kind_of_file(film, desk, name):
+    form = ("--format", "png") if name.startswith("frames") else ()
+    assert film(*ASK, "--motion", 1.2, *form, "-o", name.split("/")[0]).returncode == 0
+    assert film(*ASK, "--motion", 1.2, "-o", "one.mkv").returncode == 0
+    done = film("--like", name, "-o", "two.mkv")
+    assert done.returncode == 0, done.stderr
+    assert "cannot promise" not in done.stderr
+    assert all(map(np.array_equal, frames_of(desk / "one.mkv"), frames_of(desk / "two.mkv")))
+
+
 def test_json_says_what_was_written(film):
     values = json.loads(film(*ASK, "--json").stdout)
     assert (values["file"], values["frames"], values["fps"]) == ("a-red-car-3.mp4", 3, 8)
