@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gentron.train.scorer import TemplateScorer
 
 SCALES = (1.0, 1.1, 1.2, 1.3)  # section 3.3.2
+KNOWN = 4  # kinds of clips whose answer is known
 LEAST_FRAMES = 3  # a way that turns back takes three
 
 
@@ -81,6 +82,10 @@ class Request:
     def seeds(self) -> tuple[int, ...]:
         return tuple(self.seed + take for take in range(self.takes))
 
+    def scales(self, motion: float) -> tuple[float, ...]:
+        """Of motion-free guidance, the one to report first."""
+        return tuple(dict.fromkeys((motion, *(SCALES if self.motions else ()))))
+
     def options(self, pipe: Pipeline) -> dict[str, Any]:
         """The bundle's own where nothing was given; raises RequestError for what cannot be."""
         config = pipe.bundle.config
@@ -110,8 +115,8 @@ def _evaluate(request: Request, bundles: Sequence[str]) -> None:
     prompts = select_prompts(clip_prompts(names), request.sample)
     scorer, font = font_scorer(request.font, names)
     folder = report.report_folder(request.report) if request.report else None
-    filming = request.takes * (1 + (len(SCALES) if request.motions else 0)) * len(bundles)
-    with part_progress((filming + 4) * len(prompts)) as advance:
+    filming = request.takes * sum(len(request.scales(own["motion"])) for own in options)
+    with part_progress((filming + KNOWN) * len(prompts)) as advance:
         judge = Judge(scorer, prompts, advance)
         known = judge.known(bundles[0], request.seed, options[0]["frames"])
         models = [
@@ -198,14 +203,16 @@ class Judge:
         verdicts: tuple[ClipVerdict, ...] = ()
         others: tuple[ClipVerdict, ...] = ()
         shown: tuple[Shown, ...] = ()
-        for seed in seeds:
-            found, sights = self.see(part, camera.filmer(motion, seed))
+        for take, seed in enumerate(seeds):
+            name = f"{part}, take {take + 1}" if len(seeds) > 1 else part
+            found, sights = self.see(name, camera.filmer(motion, seed))
             verdicts += found
             others += judge_others(self.scorer.names, self.prompts, sights)
             shown = shown or tuple(
                 Shown(camera.filmed[motion, seed, v.prompt.text], v, s.places)
                 for v, s in zip(found, sights, strict=True)
             )
+            camera.filmed.clear()
         return verdicts, others, shown
 
 
@@ -226,19 +233,27 @@ def _film(
     fixed = {name: value for name, value in options.items() if name != "motion"}
     with Pipeline.load(bundle, backend=request.backend) as pipe:
         camera = Camera(pipe, fixed, folder)
-        verdicts, others, shown = judge.takes(camera, options["motion"], request.seeds, label)
-        sweep, sweep_shown = [], {}
-        for scale in SCALES if request.motions else ():
-            part = f"{label}, motion {scale:g}"
-            swept, _, sweep_shown[scale] = judge.takes(camera, scale, request.seeds, part)
-            sweep.append(Swept(scale, swept))
+        taken = {
+            scale: judge.takes(camera, scale, request.seeds, f"{label}, motion {scale:g}")
+            for scale in request.scales(options["motion"])
+        }
         settings = {
             **bundle_settings(pipe, judge.scorer.names, font),
             **options,
             "seed": request.seed,
             **camera.engines,
         }
-    return Filmed(label, settings, verdicts, others, shown, tuple(sweep), sweep_shown)
+    verdicts, others, shown = taken[options["motion"]]
+    sweep = {scale: taken[scale] for scale in SCALES if request.motions}
+    return Filmed(
+        label,
+        settings,
+        verdicts,
+        others,
+        shown,
+        tuple(Swept(scale, swept) for scale, (swept, _, _) in sweep.items()),
+        {scale: scale_shown for scale, (_, _, scale_shown) in sweep.items()},
+    )
 
 
 def main() -> None:

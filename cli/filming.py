@@ -33,7 +33,7 @@ class Camera:
     def filmer(self, motion: float, seed: int) -> Callable[[Sequence[ClipPrompt]], Iterator[Any]]:
         """Clips in order, as tensors [F, 3, H, W]; the next is being filmed while one is judged.
 
-        They are kept in `filmed` as (motion, seed, text)."""
+        They stay in `filmed` as (motion, seed, text) until the caller clears it."""
         import torch
 
         def film(prompts: Sequence[ClipPrompt]) -> Iterator[Any]:
@@ -50,8 +50,6 @@ class Camera:
         return film
 
     def _clip(self, motion: float, seed: int, text: str) -> Any:
-        if (motion, seed, text) in self.filmed:
-            return self.filmed[motion, seed, text]
         import numpy as np
 
         from gentron.runtime.video_file import VideoFile
