@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(gentron.__version__)
 def cli() -> None:
-    """Train a small GenTron from nothing, on a CPU, and score it."""
+    """Train a small GenTron from nothing, on a GPU or a CPU, and score it."""
 
 
 @cli.command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("training/emoji"),
               show_default=True, help="Resumable state, grids, the checkpoint.")  # fmt: skip
+@click.option("--recipe", type=click.Choice(("full", "small")), help="How much of everything "
+              "[full on a GPU, small on a CPU].")  # fmt: skip
+@click.option("--device", help="Of torch: cpu, cuda, cuda:1 [a GPU if there is one].")
 @click.option("--autoencoder-images", type=click.IntRange(min=16), help="Pictures it sees.")
 @click.option("--pool-images", type=click.IntRange(min=512), help="Scenes encoded once.")
 @click.option("--steps", type=click.IntRange(min=1), help="Of the denoiser, in all.")
@@ -36,6 +40,8 @@ def cli() -> None:
 @click.option("--no-compile", is_flag=True, help="Train without torch.compile (needs no g++).")
 def emoji(
     folder: Path,
+    recipe: str | None,
+    device: str | None,
     autoencoder_images: int | None,
     pool_images: int | None,
     steps: int | None,
@@ -50,27 +56,33 @@ def emoji(
     FOLDER/grids/*.png (fixed prompts), FOLDER/loss.png and FOLDER/checkpoint.
     """
     need_train()
-    import torch
+    from gentron.train.recipe import RECIPES, train_emoji
 
-    from gentron.train.recipe import Recipe, train_emoji
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if threads:
-        torch.set_num_threads(threads)
+    chosen, size = _prepare_torch(device, recipe, threads)
     given = {
         "autoencoder_images": autoencoder_images,
         "pool_images": pool_images,
         "denoiser_steps": steps,
     }
-    recipe = Recipe(seed=seed, **{name: value for name, value in given.items() if value})
-    train_emoji(folder, recipe, font=font, compile=not no_compile)
+    wanted = replace(RECIPES[size], seed=seed, **{n: v for n, v in given.items() if v is not None})
+    train_emoji(folder, wanted, font=font, device=chosen, compile=not no_compile)
     click.echo(str(folder / "checkpoint"))
 
 
 @cli.command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("training/emoji"),
               show_default=True, help="Of a finished image run.")  # fmt: skip
+@click.option("--recipe", type=click.Choice(("full", "small")), help="How much of everything "
+              "[full on a GPU, small on a CPU].")  # fmt: skip
+@click.option("--device", help="Of torch: cpu, cuda, cuda:1 [a GPU if there is one].")
+@click.option("--run", "run_name", default="video", show_default=True,
+              help="Names the run's files, so that a folder can hold several.")  # fmt: skip
+@click.option("--start", default="denoiser", show_default=True,
+              help="The run to go on from: the image run, or another --run.")  # fmt: skip
+@click.option("--pool-images", type=click.IntRange(min=512), help="Scenes encoded once.")
 @click.option("--clips", type=click.IntRange(min=64), help="Clips encoded once.")
+@click.option("--image-share", type=click.FloatRange(0, 1), metavar="S",
+              help="Of the steps see images [0.4].")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), help="In all.")
 @click.option("--motion-free", type=click.FloatRange(0, 1), metavar="P",
               help="Share of clips whose frames see only themselves [0.15].")  # fmt: skip
@@ -81,7 +93,13 @@ def emoji(
 @click.option("--no-compile", is_flag=True, help="Train without torch.compile (needs no g++).")
 def video(
     folder: Path,
+    recipe: str | None,
+    device: str | None,
+    run_name: str,
+    start: str,
+    pool_images: int | None,
     clips: int | None,
+    image_share: float | None,
     steps: int | None,
     motion_free: float | None,
     seed: int,
@@ -95,17 +113,51 @@ def video(
     FOLDER/video-grids/*.png (fixed prompts, a row each) and FOLDER/checkpoint-video.
     """
     need_train()
+    from gentron.train.video_recipe import VIDEO_RECIPES, train_emoji_video
+
+    chosen, size = _prepare_torch(device, recipe, threads)
+    given: dict[str, Any] = {
+        "pool_images": pool_images,
+        "clips": clips,
+        "image_share": image_share,
+        "steps": steps,
+        "motion_free": motion_free,
+    }
+    wanted = replace(
+        VIDEO_RECIPES[size], seed=seed, **{n: v for n, v in given.items() if v is not None}
+    )
+    train_emoji_video(
+        folder,
+        wanted,
+        font=font,
+        device=chosen,
+        compile=not no_compile,
+        name=run_name,
+        start=start,
+    )
+    click.echo(str(folder / f"checkpoint-{run_name}"))
+
+
+def _prepare_torch(device: str | None, recipe: str | None, threads: int | None) -> tuple[Any, str]:
+    """The device, and which recipe suits it; raises RequestError for a device that is not there."""
     import torch
 
-    from gentron.train.video_recipe import VideoRecipe, train_emoji_video
+    from gentron.train.recipe import best_device
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if threads:
         torch.set_num_threads(threads)
-    given: dict[str, Any] = {"clips": clips, "steps": steps, "motion_free": motion_free}
-    recipe = VideoRecipe(seed=seed, **{n: v for n, v in given.items() if v is not None})
-    train_emoji_video(folder, recipe, font=font, compile=not no_compile)
-    click.echo(str(folder / "checkpoint-video"))
+    try:
+        chosen = torch.device(device) if device else best_device()
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(
+            "device", f"{device!r} cannot be used: {reason}; try --device cpu"
+        ) from error
+    size = recipe or ("full" if chosen.type == "cuda" else "small")
+    logging.getLogger(__name__).info("recipe %s on %s", size, chosen)
+    return chosen, size
 
 
 def _scoring(command: Callable[..., None]) -> Callable[..., None]:

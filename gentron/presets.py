@@ -176,7 +176,7 @@ EMOJI = ModelSpec(
     name="emoji",
     transformer=GenTronConfig(
         width=256,
-        depth=8,
+        depth=10,
         mlp_width=1024,
         heads=4,
         text=(TextConfig("bert", width=384, max_tokens=32, gives_pooled=True),),

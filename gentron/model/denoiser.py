@@ -91,7 +91,12 @@ class Denoiser(nn.Module):
             latents, "r f c (y p) (x q) -> r f (y x) (c p q)", p=p, q=p, y=height, x=width
         )
         position = grid_code(
-            height, width, config.width, config.position_base, config.position_interpolation
+            height,
+            width,
+            config.width,
+            config.position_base,
+            config.position_interpolation,
+            latents.device,
         )
         x = self.patchify(patches.to(dtype)) + position.to(dtype)  # [R, F, N, D]
         rows = modulation.index_select(0, row_modulation)  # [R, depth, 6, D]
@@ -99,7 +104,8 @@ class Denoiser(nn.Module):
         motion = None
         if config.temporal:
             assert row_motion_free is not None
-            motion = self._frame_code(frames).to(dtype), motion_bias(row_motion_free, frames, dtype)
+            code = self._frame_code(frames, latents.device).to(dtype)
+            motion = code, motion_bias(row_motion_free, frames, dtype)
         for index, block in enumerate(self.blocks):
             text = None
             if text_tables:
@@ -114,8 +120,9 @@ class Denoiser(nn.Module):
         out = self.final(modulate(layer_norm(at_least_float32(x)), shift, scale))
         return rearrange(out, "r f (y x) (p q c) -> r f c (y p) (x q)", p=p, q=p, y=height, x=width)
 
-    def _frame_code(self, frames: int) -> Tensor:
-        return sinusoid(torch.arange(frames), self.config.width)[:, None]  # [F, 1, D]
+    def _frame_code(self, frames: int, device: torch.device) -> Tensor:
+        places = torch.arange(frames, device=device)
+        return sinusoid(places, self.config.width)[:, None]  # [F, 1, D]
 
     def forward(
         self,

@@ -132,7 +132,14 @@ def sinusoid(positions: Tensor, features: int, *, max_period: float = 10000.0) -
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def grid_code(rows: int, columns: int, width: int, base: int, interpolation: float) -> Tensor:
+def grid_code(
+    rows: int,
+    columns: int,
+    width: int,
+    base: int,
+    interpolation: float,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Fixed 2-D code, float32 [rows * columns, width]: half for x, half for y, [sin, cos] each.
 
     Coordinates are `i / (size / base) / interpolation`, so every size spans the same range.
@@ -140,8 +147,9 @@ def grid_code(rows: int, columns: int, width: int, base: int, interpolation: flo
 
     def axis(count: int) -> Tensor:
         # `count` may be symbolic while tracing, so it must not meet Python's division.
-        positions = torch.arange(count, dtype=torch.float32)
-        positions = positions * (base / interpolation) / torch.full((), count, dtype=torch.float32)
+        positions = torch.arange(count, dtype=torch.float32, device=device)
+        whole = torch.full((), count, dtype=torch.float32, device=device)
+        positions = positions * (base / interpolation) / whole
         cos, sin = sinusoid(positions, width // 2).chunk(2, dim=-1)
         return torch.cat([sin, cos], dim=-1)
 

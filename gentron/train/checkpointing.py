@@ -21,11 +21,11 @@ class Run:
         self._log_file = folder / f"{name}.jsonl"
         self._saved_at = time.monotonic()
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The last saved state, or None for a new run. Our own file, plain tensors and numbers."""
         if not self._state_file.exists():
             return None
-        return torch.load(self._state_file, weights_only=True)
+        return torch.load(self._state_file, map_location=device, weights_only=True)
 
     def due(self) -> bool:
         return time.monotonic() - self._saved_at > self.save_every

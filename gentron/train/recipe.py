@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from diffusers import AutoencoderDC
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gentron.model import GenTron
 from gentron.presets import EMOJI
 from gentron.train.autoencoder import train_autoencoder
+from gentron.train.card import this_machine
 from gentron.train.checkpoint import write_checkpoint
 from gentron.train.checkpointing import Run
 from gentron.train.denoiser import LatentPool, build_pool, sample_latents, train_denoiser
@@ -45,13 +49,57 @@ WATCHED = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much of each stage; the defaults made the checkpoint that ships."""
+    """How much of each stage."""
 
-    autoencoder_images: int = 28_000
-    pool_images: int = 24_576
-    denoiser_steps: int = 3_300
-    batch: int = 64
+    autoencoder_images: int
+    autoencoder_batch: int
+    pool_images: int
+    denoiser_steps: int
+    batch: int
     seed: int = 0
+
+
+# `full` made the checkpoint that ships; `small` is what two CPU cores do in an afternoon.
+RECIPES = {
+    "full": Recipe(400_000, 64, 262_144, 16_000, 512),
+    "small": Recipe(28_000, 16, 24_576, 3_300, 64),
+}
+NOTES = "recipe.json"  # the numbers of a folder's image run
+
+
+class Prepared(NamedTuple):
+    """What the denoisers are trained with, all on one device."""
+
+    names: list[str]
+    sprites: Tensor
+    autoencoder: AutoencoderDC
+    pool: LatentPool
+    text: FrozenText
+    null: tuple[Tensor, Tensor, Tensor]
+
+
+def prepare(
+    folder: Path, recipe: Recipe, *, font: Path | None, device: torch.device, compile: bool
+) -> Prepared:
+    """Sprites, autoencoder and pool, made or read from `folder`."""
+    names = nouns()
+    sprites = load_sprites(find_font(font), names).to(device)
+    log.info("autoencoder: %d pictures", recipe.autoencoder_images)
+    autoencoder = train_autoencoder(
+        folder,
+        sprites,
+        names,
+        images=recipe.autoencoder_images,
+        batch=recipe.autoencoder_batch,
+        seed=recipe.seed,
+        compile=compile,
+    )
+    text = FrozenText(EMOJI.transformer.text[0].max_tokens).to(device)
+    log.info("latent pool: %d pictures", recipe.pool_images)
+    pool = build_pool(
+        folder, autoencoder, sprites, names, text, count=recipe.pool_images, seed=recipe.seed
+    )
+    return Prepared(names, sprites, autoencoder, pool, text, text([""]))
 
 
 def train_emoji(
@@ -59,45 +107,38 @@ def train_emoji(
     recipe: Recipe,
     *,
     font: Path | None = None,
+    device: torch.device | None = None,
     compile: bool = True,
 ) -> None:
     """Runs whatever the folder does not hold yet. Stop it at any time; call again to go on."""
-    names = nouns()
-    sprites = load_sprites(find_font(font), names)
-    log.info("autoencoder: %d pictures", recipe.autoencoder_images)
-    autoencoder = train_autoencoder(
-        folder, sprites, names, images=recipe.autoencoder_images, seed=recipe.seed, compile=compile
-    )
-    text = FrozenText(EMOJI.transformer.text[0].max_tokens)
-    log.info("latent pool: %d pictures", recipe.pool_images)
-    pool = build_pool(
-        folder, autoencoder, sprites, names, text, count=recipe.pool_images, seed=recipe.seed
-    )
-    null, watched = text([""]), text(list(WATCHED))
+    device = device or best_device()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / NOTES).write_text(json.dumps(vars(recipe), indent=1) + "\n", "utf-8")
+    ready = prepare(folder, recipe, font=font, device=device, compile=compile)
+    watched = ready.text(list(WATCHED))
 
     def snapshot(model: GenTron, step: int) -> None:
-        latents = sample_latents(model, watched, null, seed=recipe.seed)
-        pictures = decode(autoencoder, latents, pool)
+        latents = sample_latents(model, watched, ready.null, seed=recipe.seed)
+        pictures = decode(ready.autoencoder, latents, ready.pool)
         save_grid(pictures, folder / "grids" / f"{step:06}.png", columns=4)
         save_curve(folder)
         provenance = {
             "recipe": "gentron-train emoji",
-            "autoencoder_images": recipe.autoencoder_images,
-            "pool_images": recipe.pool_images,
+            **vars(recipe),
             "denoiser_steps": step,
-            "batch": recipe.batch,
-            "seed": recipe.seed,
+            "hardware": hardware(device),
         }
         write_checkpoint(
-            folder / "checkpoint", model, autoencoder, pool, text, provenance=provenance
-        )
+            folder / "checkpoint", model, ready.autoencoder, ready.pool, ready.text,
+            provenance=provenance,
+        )  # fmt: skip
 
     log.info("denoiser: %d steps of %d", recipe.denoiser_steps, recipe.batch)
     train_denoiser(
         folder,
         EMOJI.transformer,
-        pool,
-        null,
+        ready.pool,
+        ready.null,
         steps=recipe.denoiser_steps,
         batch=recipe.batch,
         seed=recipe.seed,
@@ -106,12 +147,21 @@ def train_emoji(
     )
 
 
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hardware(device: torch.device) -> str:
+    """The GPU's name, or number and name of the processor's cores."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else this_machine()
+
+
 @torch.inference_mode()
 def decode(autoencoder: torch.nn.Module, latents: Tensor, pool: LatentPool) -> Tensor:
     """Normalised latents [B, C, h, w] -> uint8 pictures [B, 3, H, W]."""
     raw = latents * pool.std[:, None, None] + pool.mean[:, None, None]
     pixels = autoencoder.decode(raw, return_dict=False)[0]
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
 
 
 def save_grid(pictures: Tensor, file: Path, *, columns: int) -> None:

@@ -41,6 +41,18 @@ COLORS = {
     "pink": (250, 170, 200),
     "brown": (120, 75, 45),
 }
+# Where one thing can be asked for: (x, y) of its centre, None for anywhere.
+PLACES: dict[str, tuple[float | None, float | None]] = {
+    "on the left": (0.28, None),
+    "on the right": (0.72, None),
+    "at the top": (None, 0.28),
+    "at the bottom": (None, 0.72),
+    "in the top left corner": (0.28, 0.28),
+    "in the top right corner": (0.72, 0.28),
+    "in the bottom left corner": (0.28, 0.72),
+    "in the bottom right corner": (0.72, 0.72),
+}
+PLACED_SIZE = (0.42, 0.55)
 VERBS = ("reading", "holding", "looking at", "carrying", "with", "near", "beside", "next to", "and")
 
 
@@ -105,24 +117,25 @@ class Scene:
 
 
 def draw(scenes: Sequence[Scene], sprites: torch.Tensor) -> torch.Tensor:
-    """Pictures in [-1, 1], float32 [B, 3, 128, 128]."""
-    colors = torch.tensor([COLORS[scene.background] for scene in scenes]).float() / 255
+    """Pictures in [-1, 1], float32 [B, 3, 128, 128], on the device of the sprites."""
+    device = sprites.device
+    colors = torch.tensor([COLORS[scene.background] for scene in scenes], device=device) / 255
     picture = colors[:, :, None, None].expand(-1, -1, SPRITE_SIDE, SPRITE_SIDE)
     for layer in range(max(len(scene.placements) for scene in scenes)):
         rows = [i for i, scene in enumerate(scenes) if len(scene.placements) > layer]
         places = [scenes[i].placements[layer] for i in rows]
-        inverse = torch.tensor([_inverse(place) for place in places])
-        chosen = sprites[[p.noun for p in places]]
+        inverse = torch.tensor([_inverse(place) for place in places], device=device)
+        chosen = sprites[torch.tensor([p.noun for p in places], device=device)]
         # Shrinking below half would alias under bilinear sampling, so average first.
-        small = torch.tensor([p.size < 0.6 for p in places])[:, None, None, None]
+        small = torch.tensor([p.size < 0.6 for p in places], device=device)[:, None, None, None]
         smooth = F.avg_pool2d(chosen, 3, stride=1, padding=1)
         grid = F.affine_grid(inverse, list(chosen.shape), align_corners=False)
         layer_rgba = F.grid_sample(
             torch.where(small, smooth, chosen), grid, mode="bilinear", align_corners=False
         )
         rgb, alpha = layer_rgba[:, :3], layer_rgba[:, 3:]
-        picture = picture.clone()
-        picture[rows] = picture[rows] * (1 - alpha) + rgb
+        picture, index = picture.clone(), torch.tensor(rows, device=device)
+        picture[index] = picture[index] * (1 - alpha) + rgb
     return picture * 2 - 1
 
 
@@ -151,10 +164,18 @@ def article(phrase: str) -> str:
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
+def _near(r: random.Random, centre: float | None, size: float) -> float:
+    """A coordinate close to `centre`, or anywhere that keeps a thing of this size inside."""
+    if centre is not None:
+        return centre + r.uniform(-0.02, 0.02)
+    slack = max(0.0, 1 - size) / 2
+    return 0.5 + r.uniform(-slack, slack)
+
+
 class SceneSampler:
     """Draws scenes from a seeded stream; `state()`/`restore()` make it resumable."""
 
-    def __init__(self, names: Sequence[str], seed: int, *, pairs: float = 0.3):
+    def __init__(self, names: Sequence[str], seed: int, *, pairs: float = 0.4):
         self.names = list(names)
         self.pairs = pairs
         self.random = random.Random(seed)
@@ -189,15 +210,17 @@ class SceneSampler:
         name = self.names[noun]
         background = self._background(name)
         subject = article(name) if r.random() < 0.75 else name
-        size = r.uniform(0.65, 0.95)
-        if r.random() < 0.12:
+        size, where = r.uniform(0.65, 0.95), (None, None)
+        kind = r.random()
+        if kind < 0.12:
             word, low, high = r.choice((("small", 0.35, 0.5), ("tiny", 0.3, 0.4),
                                         ("big", 0.85, 1.0), ("huge", 0.95, 1.1)))  # fmt: skip
             subject, size = article(f"{word} {name}"), r.uniform(low, high)
-        slack = max(0.0, 1 - size) / 2
-        place = Placement(
-            noun, size, 0.5 + r.uniform(-slack, slack), 0.5 + r.uniform(-slack, slack)
-        )
+        elif kind < 0.22:
+            words = r.choice(list(PLACES))
+            subject, size, where = f"{subject} {words}", r.uniform(*PLACED_SIZE), PLACES[words]
+        x, y = (_near(r, centre, size) for centre in where)
+        place = Placement(noun, size, x, y)
         return Scene((place,), background, self._with_background(subject, background))
 
     def pair(self) -> Scene:

@@ -48,8 +48,9 @@ class FrozenText(nn.Module):
     def forward(self, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """-> hidden [U, L, 384] float32, mask [U, L] int64, pooled [U, 384] float32."""
         encoded = self.tokenizer.encode_batch(prompts)
-        ids = torch.tensor([e.ids for e in encoded])
-        mask = torch.tensor([e.attention_mask for e in encoded])
+        device = self.model.device
+        ids = torch.tensor([e.ids for e in encoded], device=device)
+        mask = torch.tensor([e.attention_mask for e in encoded], device=device)
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         return hidden, mask, masked_mean(hidden, mask)
 

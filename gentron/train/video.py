@@ -21,10 +21,23 @@ from gentron.config import GenTronConfig
 from gentron.model import GenTron
 from gentron.train.checkpointing import Run
 from gentron.train.clips import FRAMES, ClipSampler, draw_clip
-from gentron.train.denoiser import FLOW_TIMESTEPS, TEXT_DROPOUT, LatentPool, flow_loss
+from gentron.train.denoiser import (
+    FLOW_TIMESTEPS,
+    TEXT_DROPOUT,
+    LatentPool,
+    captions,
+    chunked,
+    compile_blocks,
+    embed,
+    encode,
+    flow_loss,
+)
 from gentron.train.text import FrozenText
 
 MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
+# Added to the normal whose sigmoid is a clip's time. What moves where is decided while nearly all
+# is noise, and eight frames that share their content tell more through it than one does.
+CLIP_TIME_SHIFT = 1.0
 CHUNK = 64  # clips
 NAME = "video"
 
@@ -45,14 +58,15 @@ def video_config(image: GenTronConfig, *, frames: int = FRAMES, most: int = 16) 
 
 
 def from_image_model(config: GenTronConfig, image: dict[str, Tensor]) -> GenTron:
-    """A video model that draws the image model's frames: its temporal outputs are zero.
+    """A video model that draws the image model's frames: its temporal outputs are zero. From a
+    video model's tensors, that video model.
 
     Raises KeyError for a tensor that the image model lacks and that is not temporal.
     """
     model = GenTron(config).initialise()
     state = model.state_dict()
     for name in state:
-        if ".temporal." not in name:
+        if ".temporal." not in name or name in image:
             state[name] = image[name]
     model.load_state_dict(state)
     return model
@@ -70,32 +84,22 @@ def build_clip_pool(
     count: int,
     seed: int,
 ) -> ClipPool:
-    """Draws and encodes `count` clips in chunks, each saved, so that a stop loses one chunk."""
-    chunks = []
-    for index in range(count // CHUNK):
-        file = folder / "clips" / f"{index:04}.pt"
-        if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            sampler = ClipSampler(names, seed)
-            sampler.random.seed(f"clips {seed} {index}")
-            clips = sampler.sample(CHUNK)
-            latents = []
-            for start in range(0, CHUNK, 4):
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    frames = torch.cat([draw_clip(c, sprites) for c in clips[start : start + 4]])
-                    encoded = autoencoder.encode(frames, return_dict=False)[0].float()
-                latents.append(encoded.unflatten(0, (4, -1)))
-            hidden, mask, pooled = text([clip.caption for clip in clips])
-            chunk = {
-                "latents": torch.cat(latents).half(),
-                "hidden": hidden.half(),
-                "mask": mask,
-                "pooled": pooled.half(),
-            }
-            torch.save(chunk, file.with_suffix(".tmp"))
-            file.with_suffix(".tmp").replace(file)
-        chunks.append(torch.load(file, weights_only=True))
-    joined = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    """Draws and encodes `count` clips in chunks, each saved, so that a stop loses one chunk.
+
+    On the device of the sprites, where the pool stays.
+    """
+
+    def chunk(index: int) -> dict[str, Tensor]:
+        sampler = ClipSampler(names, seed)
+        sampler.random.seed(f"clips {seed} {index}")
+        clips = sampler.sample(CHUNK)
+        latents = []
+        for start in range(0, CHUNK, 16):
+            frames = torch.cat([draw_clip(c, sprites) for c in clips[start : start + 16]])
+            latents.append(encode(autoencoder, frames).unflatten(0, (-1, FRAMES)))
+        return {"latents": torch.cat(latents).half(), **embed(text, [c.caption for c in clips])}
+
+    joined = chunked(folder / "clips", count // CHUNK, chunk, sprites.device)
     raw = joined.pop("latents").float()
     normalised = (raw - images.mean[:, None, None]) / images.std[:, None, None]
     return ClipPool(latents=normalised.half(), **joined)
@@ -113,17 +117,17 @@ def clip_loss(
 
     Text and motion are dropped independently, as equation 6 needs its three networks.
     """
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(pool.latents), (batch,), generator=generator)
+    device = pool.latents.device
+    generator = torch.Generator(device).manual_seed(seed)
+    rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
     clean = pool.latents[rows].float()  # [R, F, C, h, w]
-    t = torch.randn(batch, generator=generator).sigmoid()
-    noise = torch.randn(clean.shape, generator=generator)
+    t = (torch.randn(batch, generator=generator, device=device) + CLIP_TIME_SHIFT).sigmoid()
+    noise = torch.randn(clean.shape, generator=generator, device=device)
     noisy = torch.lerp(clean, noise, t[:, None, None, None, None])
-    drop = torch.rand(batch, generator=generator) < TEXT_DROPOUT
-    still = torch.rand(batch, generator=generator) < motion_free
-    hidden, mask, pooled = pool.hidden[rows].float(), pool.mask[rows], pool.pooled[rows].float()
-    hidden[drop], mask[drop], pooled[drop] = (value[0] for value in null)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    drop = torch.rand(batch, generator=generator, device=device) < TEXT_DROPOUT
+    still = torch.rand(batch, generator=generator, device=device) < motion_free
+    hidden, mask, pooled = captions(pool, rows, drop, null)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         velocity = forward(noisy, t * FLOW_TIMESTEPS, [hidden], [mask], pooled, still)
     return F.mse_loss(velocity.float(), noise - clean)
 
@@ -131,7 +135,7 @@ def clip_loss(
 def train_video(
     folder: Path,
     config: GenTronConfig,
-    image: dict[str, Tensor],
+    start: dict[str, Tensor],
     images: LatentPool,
     clips: ClipPool,
     null: tuple[Tensor, Tensor, Tensor],
@@ -147,26 +151,28 @@ def train_video(
     compile: bool = True,
     on_snapshot: Callable[[GenTron, int], None] = lambda model, step: None,
     snapshot_every: float = 600.0,
+    name: str = NAME,
 ) -> GenTron:
     """Trains, or resumes, for `steps` in all; returns the averaged (EMA) network.
 
-    `image` is the state of the image model that it starts from. Every step is an image batch with
-    probability `image_share`, else a batch of clips.
+    `name` is that of the run's files in `folder`. `start` is the state of the model that it
+    starts from. Every step is an image batch with probability `image_share`, else a batch of clips.
     """
-    run = Run(folder, NAME)
+    run, device = Run(folder, name), images.latents.device
     torch.manual_seed(seed)
-    model = from_image_model(config, image)
+    model = from_image_model(config, start).to(device)
     averaged = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01
     )
     step = 0
-    if saved := run.load():
+    if saved := run.load(device):
         step = saved["step"]
         model.load_state_dict(saved["model"])
         averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
-    forward = torch.compile(model) if compile else model
+    if compile:
+        compile_blocks(model)
     snapshot_at = started = time.monotonic()
     first, windows = step, ([], [])
     while step < steps:
@@ -176,28 +182,29 @@ def train_video(
         is_image = float(torch.rand((), generator=turn)) < image_share
         lot = seed * 1_000_003 + step
         if is_image:
-            loss = flow_loss(forward, images, null, image_batch, lot)
+            loss = flow_loss(model, images, null, image_batch, lot)
         else:
-            loss = clip_loss(forward, clips, null, clip_batch, motion_free, lot)
+            loss = clip_loss(model, clips, null, clip_batch, motion_free, lot)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         decay = min(ema_decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
-        windows[is_image].append(loss.item())
+        windows[is_image].append(loss.detach())
         step += 1
         if step % 50 == 0 or step == steps:
             rate = (time.monotonic() - started) / (step - first)
-            clip_mean, image_mean = (round(sum(w) / max(1, len(w)), 4) for w in windows)
+            clip_mean, image_mean = (_mean(window) for window in windows)
             run.log(step=step, loss=clip_mean, image_loss=image_mean,
-                    seconds_per_step=round(rate, 3))  # fmt: skip
+                    seconds_per_step=round(rate, 4))  # fmt: skip
             for window in windows:
                 window.clear()
         if run.due() or step == steps:
             run.save(
                 {
                     "step": step,
+                    "steps": steps,
                     "model": model.state_dict(),
                     "averaged": averaged.state_dict(),
                     "optimizer": optimizer.state_dict(),
@@ -207,6 +214,10 @@ def train_video(
             on_snapshot(averaged, step)
             snapshot_at = time.monotonic()
     return averaged.eval()
+
+
+def _mean(losses: list[Tensor]) -> float | None:
+    return round(float(torch.stack(losses).mean()), 4) if losses else None
 
 
 def _rate(step: int, total: int, peak: float) -> float:

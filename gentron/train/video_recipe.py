@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,15 +15,20 @@ from gentron.errors import RequestError
 from gentron.guidance import guidance_branches
 from gentron.model import GenTron
 from gentron.presets import EMOJI
-from gentron.train.autoencoder import train_autoencoder
 from gentron.train.checkpoint import write_checkpoint
 from gentron.train.checkpointing import Run
 from gentron.train.clips import FRAMES
-from gentron.train.denoiser import FLOW_TIMESTEPS, build_pool
-from gentron.train.recipe import Recipe, decode, save_grid
-from gentron.train.scenes import find_font, load_sprites, nouns
-from gentron.train.text import FrozenText
-from gentron.train.video import MOTION_FREE, build_clip_pool, train_video, video_config
+from gentron.train.denoiser import FLOW_TIMESTEPS, IMAGE_RUN
+from gentron.train.recipe import (
+    NOTES,
+    Recipe,
+    best_device,
+    decode,
+    hardware,
+    prepare,
+    save_grid,
+)
+from gentron.train.video import MOTION_FREE, NAME, build_clip_pool, train_video, video_config
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +49,21 @@ WATCHED = (
 class VideoRecipe:
     """How much of each stage, after the image model is trained."""
 
-    clips: int = 3_072
-    steps: int = 3_000
+    pool_images: int
+    clips: int
+    steps: int
+    clip_batch: int
+    image_batch: int
+    image_share: float = 0.4  # of the steps; the others see clips
     motion_free: float = MOTION_FREE
     seed: int = 0
+
+
+# As `recipe.RECIPES`.
+VIDEO_RECIPES = {
+    "full": VideoRecipe(262_144, 8_192, 1_600, 64, 512),
+    "small": VideoRecipe(12_288, 1_024, 3_000, 8, 64),
+}
 
 
 def train_emoji_video(
@@ -54,58 +71,68 @@ def train_emoji_video(
     recipe: VideoRecipe,
     *,
     font: Path | None = None,
+    device: torch.device | None = None,
     compile: bool = True,
-    name: str = "emoji-video",
+    name: str = NAME,
+    start: str = IMAGE_RUN,
 ) -> None:
-    """Goes on from the image run in `folder`; writes FOLDER/checkpoint-video and grids of frames.
+    """Goes on from the run `start` in `folder`, the image run or an earlier one of this kind;
+    writes FOLDER/checkpoint-NAME and grids of frames.
 
-    Raises RequestError if there is no finished image model.
+    Raises RequestError if that run is not there or not finished.
     """
-    images, names = Recipe(seed=recipe.seed), nouns()
-    there = (folder / "denoiser.pt").is_file()
-    state = Run(folder, "denoiser").load() if there else None
+    device = device or best_device()
+    there = (folder / f"{start}.pt").is_file() and (folder / NOTES).is_file()
+    state = Run(folder, start).load(device) if there else None
     if state is None or state["step"] < state["steps"]:
-        raise RequestError("folder", f"{folder}: no finished image model; run: gentron-train emoji")
-    sprites = load_sprites(find_font(font), names)
-    autoencoder = train_autoencoder(
-        folder, sprites, names, images=images.autoencoder_images, seed=images.seed, compile=compile
+        asked = "no finished image model" if start == IMAGE_RUN else f"no finished run {start!r}"
+        again = "emoji" if start == IMAGE_RUN else f"video --run {start}"
+        raise RequestError("folder", f"{folder}: {asked}; run: gentron-train {again}")
+    images = Recipe(**json.loads((folder / NOTES).read_text("utf-8")))
+    ready = prepare(
+        folder,
+        replace(images, pool_images=recipe.pool_images),
+        font=font,
+        device=device,
+        compile=compile,
     )
-    text = FrozenText(EMOJI.transformer.text[0].max_tokens)
-    pool = build_pool(folder, autoencoder, sprites, names, text, count=images.pool_images,
-                      seed=images.seed)  # fmt: skip
     log.info("clips: %d of %d frames", recipe.clips, FRAMES)
-    clips = build_clip_pool(folder, autoencoder, sprites, names, text, pool, count=recipe.clips,
-                            seed=recipe.seed)  # fmt: skip
-    null, watched = text([""]), text(list(WATCHED))
+    clips = build_clip_pool(folder, ready.autoencoder, ready.sprites, ready.names, ready.text,
+                            ready.pool, count=recipe.clips, seed=recipe.seed)  # fmt: skip
+    watched = ready.text(list(WATCHED))
 
     def snapshot(model: GenTron, step: int) -> None:
-        latents = sample_clips(model, watched, null, seed=recipe.seed)
-        frames = decode(autoencoder, latents.flatten(0, 1), pool)
-        save_grid(frames, folder / "video-grids" / f"{step:06}.png", columns=FRAMES)
+        latents = sample_clips(model, watched, ready.null, seed=recipe.seed)
+        frames = decode(ready.autoencoder, latents.flatten(0, 1), ready.pool)
+        save_grid(frames, folder / f"{name}-grids" / f"{step:06}.png", columns=FRAMES)
         provenance = {
-            "recipe": "gentron-train video",
-            "image_steps": state["step"],
-            "clips": recipe.clips,
-            "video_steps": step,
-            "motion_free": recipe.motion_free,
-            "seed": recipe.seed,
+            "recipe": "gentron-train emoji, gentron-train video",
+            **vars(images),
+            **state.get("provenance", {}),
+            **{f"{name}_{key}": value for key, value in vars(recipe).items()},
+            f"{name}_steps": step,
+            f"{name}_hardware": hardware(device),
         }
-        write_checkpoint(folder / "checkpoint-video", model, autoencoder, pool, text,
-                         provenance=provenance, config=model.config, name=name)  # fmt: skip
+        write_checkpoint(folder / f"checkpoint-{name}", model, ready.autoencoder, ready.pool,
+                         ready.text, provenance=provenance, config=model.config)  # fmt: skip
 
-    log.info("video: %d steps", recipe.steps)
+    log.info("%s: %d steps", name, recipe.steps)
     train_video(
         folder,
         video_config(EMOJI.transformer),
         state["averaged"],
-        pool,
+        ready.pool,
         clips,
-        null,
+        ready.null,
         steps=recipe.steps,
+        image_batch=recipe.image_batch,
+        image_share=recipe.image_share,
+        clip_batch=recipe.clip_batch,
         motion_free=recipe.motion_free,
         seed=recipe.seed,
         compile=compile,
         on_snapshot=snapshot,
+        name=name,
     )
 
 
@@ -122,13 +149,13 @@ def sample_clips(
     seed: int = 0,
 ) -> Tensor:
     """Euler with equation 6 in plain torch, to watch training: [U, F, C, h, w]."""
-    config, count = model.config, len(texts[0])
+    config, count, device = model.config, len(texts[0]), texts[0].device
     generator = torch.Generator().manual_seed(seed)
     shape = (count, frames, config.latent_channels, config.sample_height, config.sample_width)
-    x = torch.randn(shape, generator=generator)
+    x = torch.randn(shape, generator=generator).to(device)
     branches = guidance_branches(guidance, motion, moving=True)
     for now, then in pairwise(torch.linspace(1, 0, steps + 1)):
-        t = (now * FLOW_TIMESTEPS).expand(count)
+        t = (now * FLOW_TIMESTEPS).expand(count).to(device)
         velocity = torch.zeros_like(x)
         for branch in branches:
             chosen = (
@@ -137,8 +164,8 @@ def sample_clips(
                 else tuple(v.expand_as(p) for v, p in zip(null, texts, strict=True))
             )
             hidden, mask, pooled = chosen
-            still = torch.full((count,), not branch.motion)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            still = torch.full((count,), not branch.motion, device=device)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
                 predicted = model(x, t, [hidden], [mask], pooled, still)
             velocity += branch.weight * predicted.float()
         x = x + (then - now) * velocity

@@ -12,7 +12,7 @@ from gentron.model import GenTron
 from gentron.presets import EMOJI
 from gentron.train.denoiser import LatentPool
 from gentron.train.video import ClipPool, clip_loss, from_image_model, train_video, video_config
-from gentron.train.video_recipe import VideoRecipe, sample_clips, train_emoji_video
+from gentron.train.video_recipe import VIDEO_RECIPES, sample_clips, train_emoji_video
 
 IMAGE = replace(EMOJI.transformer, width=32, depth=2, mlp_width=64, heads=2, sample_height=4,
                 sample_width=4)  # fmt: skip
@@ -103,7 +103,7 @@ def test_training_learns_resumes_and_moves_the_temporal_layers(trained, pools, t
 
 def test_without_an_image_model_there_is_nothing_to_teach(tmp_path):
     with pytest.raises(RequestError, match="no finished image model; run: gentron-train emoji"):
-        train_emoji_video(tmp_path / "nowhere", VideoRecipe())
+        train_emoji_video(tmp_path / "nowhere", VIDEO_RECIPES["small"])
     assert not (tmp_path / "nowhere").exists()
 
 
