@@ -182,7 +182,7 @@ def _scoring(command: Callable[..., None]) -> Callable[..., None]:
 @cli.command()
 @_scoring
 @click.option("--sets", metavar="NAMES", help="nouns, colors, unseen-colors, pairs, sizes, "
-              "synonyms; separated by commas [all].")  # fmt: skip
+              "places, synonyms; separated by commas [all].")  # fmt: skip
 @click.option("--sample", type=click.IntRange(min=1), metavar="N",
               help="At most N prompts of each set [all].")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="One line for each picture.")

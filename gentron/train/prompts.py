@@ -14,10 +14,23 @@ from importlib.resources import files
 from pathlib import Path
 
 from gentron.errors import RequestError
-from gentron.train.scenes import COLORS, VERBS, Placement, Scene, article, held_out_color, nouns
+from gentron.train.scenes import (
+    COLORS,
+    PLACED_SIZE,
+    PLACES,
+    VERBS,
+    Placement,
+    Scene,
+    article,
+    held_out_color,
+    near,
+    nouns,
+)
 
 NUM_PAIRS = 200
 NUM_SIZED = 60  # nouns, each asked for small and huge
+NUM_PLACED = 96  # nouns, each asked for at one of the places
+OFF_PLACE = 0.1  # of the picture's side, that a centre may be away from where it was asked for
 # Between the sizes that captions call small, plain and huge in training (scenes.SceneSampler).
 SMALL_BELOW, HUGE_ABOVE = 0.575, 0.92
 SIZES = {"small": (0.35, 0.5), "huge": (0.95, 1.1)}
@@ -75,6 +88,7 @@ class Prompt:
     wanted: tuple[tuple[str, ...], ...]
     background: str | None = "white"  # None: any will do
     size: str | None = None  # a key of SIZES
+    place: str | None = None  # a key of PLACES
 
     @property
     def is_pair(self) -> bool:
@@ -102,6 +116,7 @@ def prompt_sets(names: Sequence[str]) -> dict[str, tuple[Prompt, ...]]:
         "unseen-colors": tuple(_on(name, held_out_color(name)) for name in names),
         "pairs": tuple(_pairs(names)),
         "sizes": tuple(_sized(names)),
+        "places": tuple(_placed(names)),
         "synonyms": tuple(_synonyms(names)),
     }
 
@@ -141,9 +156,10 @@ def real_scene(prompt: Prompt, names: Sequence[str], seed: int) -> Scene:
             size = r.uniform(*PAIR_SIZE)
             places.append(Placement(noun, size, x, r.uniform(size / 2, 1 - size / 2)))
     else:
-        size = r.uniform(*(SIZES[prompt.size] if prompt.size else PLAIN_SIZE))
-        slack = max(0.0, 1 - size) / 2
-        x, y = (0.5 + r.uniform(-slack, slack) for _ in range(2))
+        sizes = SIZES[prompt.size] if prompt.size else PLACED_SIZE if prompt.place else PLAIN_SIZE
+        size = r.uniform(*sizes)
+        centre = PLACES[prompt.place] if prompt.place else (None, None)
+        x, y = (near(r, value, size) for value in centre)
         places = [Placement(objects[0], size, x, y)]
     return Scene(tuple(places), background, prompt.text)
 
@@ -185,6 +201,15 @@ def _sized(names: Sequence[str]) -> list[Prompt]:
         Prompt(article(f"{size} {name}"), ((name,),), size=size)
         for name in chosen
         for size in SIZES
+    ]
+
+
+def _placed(names: Sequence[str]) -> list[Prompt]:
+    chosen = random.Random("places").sample(list(names), min(NUM_PLACED, len(names)))
+    words = [list(PLACES)[index % len(PLACES)] for index in range(len(chosen))]
+    return [
+        Prompt(f"{article(name)} {place}", ((name,),), place=place)
+        for name, place in zip(chosen, words, strict=True)
     ]
 
 

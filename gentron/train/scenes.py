@@ -164,7 +164,7 @@ def article(phrase: str) -> str:
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
-def _near(r: random.Random, centre: float | None, size: float) -> float:
+def near(r: random.Random, centre: float | None, size: float) -> float:
     """A coordinate close to `centre`, or anywhere that keeps a thing of this size inside."""
     if centre is not None:
         return centre + r.uniform(-0.02, 0.02)
@@ -219,7 +219,7 @@ class SceneSampler:
         elif kind < 0.22:
             words = r.choice(list(PLACES))
             subject, size, where = f"{subject} {words}", r.uniform(*PLACED_SIZE), PLACES[words]
-        x, y = (_near(r, centre, size) for centre in where)
+        x, y = (near(r, centre, size) for centre in where)
         place = Placement(noun, size, x, y)
         return Scene((place,), background, self._with_background(subject, background))
 

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from gentron.train.prompts import (
     HUGE_ABOVE,
+    OFF_PLACE,
     SMALL_BELOW,
     Prompt,
     category,
     real_scene,
 )
-from gentron.train.scenes import SPRITE_SIDE, draw
+from gentron.train.scenes import PLACES, SPRITE_SIDE, draw
 from gentron.train.scorer import Sighting, TemplateScorer
 
 # What is asked of the pictures of each set; the first is the set's headline.
@@ -36,9 +37,12 @@ CHECKS = {
     "unseen-colors": ("all", "object", "background"),
     "pairs": ("object", "one of two", "in order"),
     "sizes": ("size", "object", "all"),
+    "places": ("all", "place", "object"),
     "synonyms": ("object", "first five"),
 }
-CHECKS_OF_ALL = ("object", "one of two", "in order", "first five", "background", "size", "all")
+CHECKS_OF_ALL = (
+    "object", "one of two", "in order", "first five", "background", "size", "place", "all",
+)  # fmt: skip
 BY_CATEGORY = ("nouns", "colors", "unseen-colors")  # one noun in each prompt
 GENERATED, OTHER_PROMPT = "generated", "other prompt's"
 CHUNK = 32  # pictures drawn or decoded together
@@ -67,6 +71,7 @@ class Verdict:
             "wanted": asked.wanted,
             "background": asked.background,
             "size": asked.size,
+            "place": asked.place,
             "saw": self.saw,
             "saw_background": self.background,
             "saw_size": round(self.size, 3),
@@ -154,13 +159,21 @@ def judge(names: Sequence[str], prompt: Prompt, sightings: tuple[Sighting, ...])
         "size": {None: True, "small": 0 < size < SMALL_BELOW, "huge": size > HUGE_ABOVE}[
             prompt.size
         ],
+        "place": prompt.place is None or at_place(first, prompt.place),
     }
-    checks["all"] = checks["object"] and checks["background"] and checks["size"]
+    checks["all"] = all(checks[name] for name in ("object", "background", "size", "place"))
     distance = max(
         float(s.distances[r].min()) for s, r in zip(order, rows, strict=True)
     )  # fmt: skip
     saw = tuple(sighting.first_choice(names) for sighting in sightings)
     return Verdict(prompt, best, saw, first.background, size, distance, checks)
+
+
+def at_place(seen: Sighting, place: str) -> bool:
+    """Whether the middle of what is seen lies where PLACES says, within OFF_PLACE."""
+    found = zip((seen.x, seen.y), PLACES[place], strict=True)
+    off = [abs(value - wanted) for value, wanted in found if wanted is not None]
+    return not seen.is_empty and max(off) <= OFF_PLACE
 
 
 def _ranks(ranks: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> tuple[int, ...]:

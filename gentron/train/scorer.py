@@ -38,6 +38,8 @@ class Sighting(NamedTuple):
     background: str
     distances: Tensor  # [K], of each noun of the vocabulary, smaller is nearer
     size: float  # as `Placement.size`; 0 for an empty picture
+    x: float = 0.5  # centre of the ink, of the picture's sides
+    y: float = 0.5
 
     @property
     def is_empty(self) -> bool:
@@ -120,7 +122,8 @@ class TemplateScorer:
         )
         tiles = cut_tiles(difference.expand(len(tried), -1, -1, -1), tried)
         distances = torch.cdist(_unit(tiles), self._of_color(background)).min(0).values
-        return Sighting(background, distances, float(box[2]) / INK_SIDE)
+        x, y, side = box.tolist()
+        return Sighting(background, distances, side / INK_SIDE, x, y)
 
     def _of_color(self, name: str) -> Tensor:
         """Tiles of every noun on this colour, cut out as a picture's are: [K, 3 * TILE * TILE]."""

@@ -14,6 +14,7 @@ MEANING = {
     "unseen-colors": "on the background colour held out for that noun",
     "pairs": "two nouns",
     "sizes": "a small one, a huge one",
+    "places": "on a side or in a corner",
     "synonyms": "words that no caption holds",
 }
 CHECK_NAMES = {
@@ -24,6 +25,7 @@ CHECK_NAMES = {
     "one of two": "at least one first choice",
     "in order": "both, left and right as asked",
     "size": "size",
+    "place": "place",
 }
 PAIR_OBJECT = "both first choices"
 

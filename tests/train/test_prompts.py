@@ -7,6 +7,7 @@ from collections import Counter
 from importlib.resources import files
 
 import pytest
+import torch
 
 from gentron.bundle import locate
 from gentron.errors import RequestError
@@ -25,9 +26,19 @@ from gentron.train.prompts import (
     select_sets,
     vocabulary,
 )
-from gentron.train.scenes import COLORS, VERBS, SceneSampler, article, held_out_color, nouns
+from gentron.train.scenes import (
+    COLORS,
+    PLACES,
+    VERBS,
+    SceneSampler,
+    article,
+    held_out_color,
+    nouns,
+)
+from gentron.train.score import at_place
+from gentron.train.scorer import Sighting
 
-FIXED = "ed398511ce0921c1d39dd1aafdce95b5cfce519c5b3895ceed508b13f5c2961c"
+FIXED = "a2704ca635f36a82720de5227862bdd2d97d24e4401581cfb08f2e493f26866e"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +86,7 @@ def test_trained_colours_do_occur_in_training(sets, sampled):
 
 
 def test_prompts_name_what_they_want(sets):
-    for name in ("nouns", "colors", "unseen-colors", "pairs", "sizes"):
+    for name in ("nouns", "colors", "unseen-colors", "pairs", "sizes", "places"):
         for prompt in sets[name]:
             assert all(accepted[0] in prompt.text for accepted in prompt.wanted)
             assert prompt.background == "white" or prompt.background in prompt.text
@@ -105,7 +116,9 @@ def test_sizes_lie_apart_from_those_of_plain_captions():
     """What training calls small and huge, measured against the thresholds."""
     for scene in SceneSampler(nouns(), 1, pairs=0).sample(3000):
         size = scene.placements[0].size
-        if any(word in scene.caption for word in (" small ", " tiny ", "small ", "tiny ")):
+        if any(place in scene.caption for place in PLACES):
+            assert size < SMALL_BELOW, scene.caption  # room to be in a corner
+        elif any(word in scene.caption for word in (" small ", " tiny ", "small ", "tiny ")):
             assert size < SMALL_BELOW, scene.caption
         elif any(scene.caption.startswith(word) for word in ("huge ", "a huge ")):
             assert size > HUGE_ABOVE, scene.caption
@@ -171,6 +184,9 @@ def test_real_scenes_show_what_is_asked_for(sets):
             if prompt.size:
                 low, high = SIZES[prompt.size]
                 assert low <= scene.placements[0].size <= high
+            if prompt.place:
+                (placed,) = scene.placements
+                assert at_place(Sighting("", torch.ones(1), 0.5, placed.x, placed.y), prompt.place)
     assert real_scene(sets["nouns"][0], nouns(), 5) != real_scene(sets["nouns"][0], nouns(), 6)
 
 
@@ -181,5 +197,6 @@ def test_numbers_of_prompts_are_as_documented(sets):
         "unseen-colors": len(nouns()),
         "pairs": prompts.NUM_PAIRS,
         "sizes": 2 * prompts.NUM_SIZED,
+        "places": prompts.NUM_PLACED,
         "synonyms": len(SYNONYMS),
     }

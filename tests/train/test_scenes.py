@@ -12,6 +12,7 @@ from gentron.errors import RequestError
 from gentron.train import scenes
 from gentron.train.scenes import (
     COLORS,
+    PLACES,
     Placement,
     Scene,
     SceneSampler,
@@ -74,20 +75,34 @@ def test_a_noun_never_stands_on_the_background_held_out_for_it(sampled):
 def test_pairs_and_backgrounds_come_as_often_as_said(sampled):
     pairs = sum(len(scene.placements) == 2 for scene in sampled) / len(sampled)
     white = Counter(scene.background for scene in sampled)["white"] / len(sampled)
-    assert 0.27 < pairs < 0.33
+    assert 0.37 < pairs < 0.43
     assert 0.3 < white < 0.42  # 30 % and a share of the rest
 
 
 def test_left_in_the_caption_is_left_in_the_picture(sampled):
     names, seen = nouns(), 0
     for scene in sampled:
-        if "on the left" in scene.caption:
+        if "on the left, " in scene.caption and len(scene.placements) == 2:
             left, right = sorted(scene.placements, key=lambda p: p.x)
             before, _, after = scene.caption.partition("on the left")
             assert names[left.noun] in before
             assert names[right.noun] in after
             seen += 1
     assert seen > 100
+
+
+def test_a_place_in_the_caption_is_where_the_thing_stands(sampled):
+    seen = Counter()
+    for scene in sampled:
+        if len(scene.placements) == 1:
+            (placed,) = scene.placements
+            # The longest that fits: "in the top left corner" holds no other, but be sure.
+            for words, centre in PLACES.items():
+                if words in scene.caption:
+                    seen[words] += 1
+                    for value, wanted in zip((placed.x, placed.y), centre, strict=True):
+                        assert wanted is None or abs(value - wanted) < 0.03
+    assert min(seen[words] for words in PLACES) > 10
 
 
 def test_objects_stay_inside_the_picture(sampled):
