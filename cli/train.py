@@ -13,6 +13,7 @@ import click
 import gentron
 from gentron.cli.common import run_command
 from gentron.cli.judging import need_train
+from gentron.errors import RequestError
 
 if TYPE_CHECKING:
     from gentron.cli.score import Request
@@ -136,6 +137,25 @@ def video(
         start=start,
     )
     click.echo(str(folder / f"checkpoint-{run_name}"))
+
+
+@cli.command()
+@click.argument("bundle", default="emoji")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("training/emoji"),
+              show_default=True, help="To make; empty or absent.")  # fmt: skip
+def unpack(bundle: str, folder: Path) -> None:
+    """Make BUNDLE the start of more training.
+
+    Its weights become the finished runs of FOLDER, from which `gentron-train video --start RUN`
+    goes on.
+    """
+    need_train()
+    from gentron.train.unpack import unpack as unpack_bundle
+
+    run = unpack_bundle(bundle, folder)
+    click.echo(
+        f"{folder}: go on with: gentron-train video --folder {folder} --start {run} --run NAME"
+    )
 
 
 def _prepare_torch(device: str | None, recipe: str | None, threads: int | None) -> tuple[Any, str]:

@@ -61,7 +61,7 @@ class Recipe:
 
 # `full` made the checkpoint that ships; `small` is what two CPU cores do in an afternoon.
 RECIPES = {
-    "full": Recipe(400_000, 64, 262_144, 16_000, 512),
+    "full": Recipe(115_200, 64, 262_144, 2_800, 512),
     "small": Recipe(28_000, 16, 24_576, 3_300, 64),
 }
 NOTES = "recipe.json"  # the numbers of a folder's image run

@@ -35,9 +35,6 @@ from gentron.train.denoiser import (
 from gentron.train.text import FrozenText
 
 MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
-# Added to the normal whose sigmoid is a clip's time. What moves where is decided while nearly all
-# is noise, and eight frames that share their content tell more through it than one does.
-CLIP_TIME_SHIFT = 1.0
 CHUNK = 64  # clips
 NAME = "video"
 
@@ -121,7 +118,7 @@ def clip_loss(
     generator = torch.Generator(device).manual_seed(seed)
     rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
     clean = pool.latents[rows].float()  # [R, F, C, h, w]
-    t = (torch.randn(batch, generator=generator, device=device) + CLIP_TIME_SHIFT).sigmoid()
+    t = torch.randn(batch, generator=generator, device=device).sigmoid()
     noise = torch.randn(clean.shape, generator=generator, device=device)
     noisy = torch.lerp(clean, noise, t[:, None, None, None, None])
     drop = torch.rand(batch, generator=generator, device=device) < TEXT_DROPOUT

@@ -79,8 +79,10 @@ def train_emoji_video(
     """Goes on from the run `start` in `folder`, the image run or an earlier one of this kind;
     writes FOLDER/checkpoint-NAME and grids of frames.
 
-    Raises RequestError if that run is not there or not finished.
+    Raises RequestError if that run is not there or not finished, or has the same name.
     """
+    if name == start:
+        raise RequestError("run", f"{name!r} is where it starts from; choose another --run")
     device = device or best_device()
     there = (folder / f"{start}.pt").is_file() and (folder / NOTES).is_file()
     state = Run(folder, start).load(device) if there else None
@@ -108,7 +110,7 @@ def train_emoji_video(
         provenance = {
             "recipe": "gentron-train emoji, gentron-train video",
             **vars(images),
-            **state.get("provenance", {}),
+            **{k: v for k, v in state.get("provenance", {}).items() if k != "recipe"},
             **{f"{name}_{key}": value for key, value in vars(recipe).items()},
             f"{name}_steps": step,
             f"{name}_hardware": hardware(device),
