@@ -44,6 +44,10 @@ RECIPE = {  # keys of the provenance
     "pool_images": "pictures in the pool",
     "denoiser_steps": "steps of the denoiser",
     "batch": "pictures in each step",
+    "video_clips": "clips in the pool",
+    "video_steps": "steps on pictures and clips together",
+    "video_image_share": "share of these that see pictures",
+    "video_motion_free": "share of clips that are motion-free",
     "seed": "seed",
 }
 
@@ -85,7 +89,11 @@ def write_card(
     filled = text.substitute(
         nouns=len(nouns),
         pictures=_pictures_text(values),
-        training=training_text(about["provenance"], hours, hardware or this_machine()),
+        training=training_text(
+            about["provenance"],
+            hours,
+            hardware or about["provenance"].get("hardware") or this_machine(),
+        ),
         scores=UNSCORED if values is None else scores_text(values, sweep),
     )
     write_text(checkpoint / CARD, filled)
@@ -93,7 +101,9 @@ def write_card(
 
 
 def training_text(provenance: Mapping[str, Any], hours: float | None, hardware: str) -> str:
-    took = "not recorded" if hours is None else f"{hours:.1f} h, beside whatever else ran there"
+    took = "not recorded"
+    if hours is not None:
+        took = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} minutes"
     rows = [["", ""], ["hardware", hardware], ["time, without drawing the pool", took]]
     rows += [[label, f"{provenance[key]:,}"] for key, label in RECIPE.items() if key in provenance]
     return markdown(rows, left=2)
@@ -124,15 +134,19 @@ def scores_text(report: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> s
 
 
 def training_hours(folder: Path, autoencoder_images: int) -> float | None:
-    """Of autoencoder and denoiser together, by their logs; None where there are none."""
-    autoencoder, denoiser = (Run(folder, name).history() for name in ("autoencoder", "denoiser"))
+    """Of autoencoder, denoiser and, if there was one, the video run together, by their logs; None
+    where there are none."""
+    autoencoder, denoiser, video = (
+        Run(folder, name).history() for name in ("autoencoder", "denoiser", "video")
+    )
     if not autoencoder or not denoiser:
         return None
     batch = autoencoder_images / autoencoder[-1]["step"]
     seconds = sum(
         steps * batch / row["images_per_second"] for steps, row in _stretches(autoencoder)
     )
-    seconds += sum(steps * row["seconds_per_step"] for steps, row in _stretches(denoiser))
+    for log in (denoiser, video):
+        seconds += sum(steps * row["seconds_per_step"] for steps, row in _stretches(log))
     return seconds / 3600
 
 
