@@ -270,7 +270,9 @@ def test_hours_come_from_the_logs(checkpoint, tmp_path):
     # 90 s; then a stop, after which 5 are repeated; then to 40 at 45 s: 2700 s.
     assert training_hours(checkpoint.parent, 320) == pytest.approx((60 + 2700) / 3600)
     assert training_hours(tmp_path, 320) is None
-    assert "46 minutes" in training_text(PROVENANCE, training_hours(checkpoint.parent, 320), "a toaster")
+    assert "46 minutes" in training_text(
+        PROVENANCE, training_hours(checkpoint.parent, 320), "a toaster"
+    )
     assert "not recorded" in training_text(PROVENANCE, None, "a toaster")
 
 

@@ -7,8 +7,7 @@ import json
 import pytest
 import torch
 
-from gentron.bundle import locate
-from gentron.config import GenTronConfig
+from gentron.bundle import Bundle, locate
 from gentron.errors import RequestError
 from gentron.model import GenTron
 from gentron.train.autoencoder import train_autoencoder
@@ -27,8 +26,7 @@ def unpacked(tmp_path_factory):
 
 def test_the_network_takes_the_unpacked_weights(unpacked):
     folder, run = unpacked
-    values = json.loads((locate("emoji") / "transformer" / "config.json").read_text("utf-8"))
-    model = GenTron(GenTronConfig.from_dict(values))
+    model = GenTron(Bundle.open("emoji").config)
     state = Run(folder, run).load()
     model.load_state_dict(state["averaged"])  # strict: every tensor, and no other
     assert state["step"] == state["steps"]
@@ -38,8 +36,9 @@ def test_the_autoencoder_is_finished_and_the_bundles_own(unpacked):
     folder, _ = unpacked
     recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
     images, batch = recipe["autoencoder_images"], recipe["autoencoder_batch"]
-    model = train_autoencoder(folder, torch.zeros(1, 4, 128, 128), ["a"], images=images, batch=batch,
-                              compile=False)  # fmt: skip
+    model = train_autoencoder(
+        folder, torch.zeros(1, 4, 128, 128), ["a"], images=images, batch=batch, compile=False
+    )
     picture = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     theirs = autoencoder_of(locate("emoji"))
     with torch.inference_mode():
