@@ -12,11 +12,12 @@ import heapq
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from gentron.contract import Component
 from gentron.engines.base import Array, Buffer
 from gentron.engines.device import ALIGNMENT, Bytes, Device, DeviceMemory, Event, HostMemory
 from gentron.errors import BackendError, ResourceError
@@ -243,3 +244,18 @@ class DeviceBuffer(Buffer):
     def _check_open(self) -> None:
         if self._arena.closed:
             raise BackendError("GPU memory: used after the backend was closed; load again")
+
+
+def device_buffers(component: Component, buffers: Mapping[str, Buffer]) -> dict[str, DeviceBuffer]:
+    """Inputs, then outputs, of a call that is bound; they must be all, and share no memory."""
+    names = [spec.name for spec in (*component.inputs, *component.outputs)]
+    assert set(buffers) == set(names), sorted({*names} ^ set(buffers))
+    bound = {name: b for name, b in buffers.items() if isinstance(b, DeviceBuffer)}
+    assert len(bound) == len(buffers), "a buffer of another backend"
+    read = {bound[spec.name].memory.address for spec in component.inputs}
+    written = [bound[spec.name].memory.address for spec in component.outputs]
+    assert not read & set(written), "an output buffer is also an input"
+    assert len(set(written)) == len(written), "an output buffer is bound twice"
+    for spec in component.outputs:
+        bound[spec.name].becomes_output()
+    return {name: bound[name] for name in names}

@@ -7,6 +7,7 @@ queued work appears at the next wait, and leaves the GPU unusable for this proce
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,14 @@ def driver_missing() -> str:
         except OSError:
             continue
     return "no NVIDIA driver (libcuda.so.1 is not there): install one, and check with nvidia-smi"
+
+
+def is_installed(module: str) -> bool:
+    """Imports at most what the module is part of."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False
 
 
 @contextmanager

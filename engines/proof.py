@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 from gentron.agreement import compare
 from gentron.contract import PRECISIONS
 from gentron.engines.base import Engine, Graph
@@ -9,6 +12,25 @@ from gentron.engines.compiler import Facts
 from gentron.engines.shapes import Profile, contains
 from gentron.errors import BackendError
 from gentron.probe import in_compute_type, load_probes, probe_inputs
+
+log = logging.getLogger(__name__)
+
+
+def prove_profiles(
+    engine: Engine, graph: Graph, precision: str, profiles: Sequence[Profile]
+) -> Facts:
+    """In every profile, the probes that it allows; warns where there is none at all."""
+    passed, worst = 0, 0.0
+    for profile in profiles:
+        found = prove(engine, graph, precision, profile)["probes"]
+        passed, worst = passed + found["passed"], max(worst, found["worst_relative"])
+    if not passed:
+        log.warning(
+            f"{graph.component.name}: no golden probe lies within the profiles of this engine, so "
+            "nothing shows yet that it computes what torch does; build it with the default profile "
+            "as well"
+        )
+    return {"probes": {"passed": passed, "worst_relative": worst}}
 
 
 def prove(engine: Engine, graph: Graph, precision: str, profile: Profile | None = None) -> Facts:

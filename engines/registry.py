@@ -65,6 +65,15 @@ def _rtx(options: EngineOptions) -> Backend:
     return TensorRtBackend("tensorrt-rtx", options)
 
 
+def _provider(name: str) -> Callable[[EngineOptions], Backend]:
+    def make(options: EngineOptions) -> Backend:
+        from gentron.engines.onnxruntime_gpu import ProviderBackend
+
+        return ProviderBackend(name, options)
+
+    return make
+
+
 def _openvino(options: EngineOptions) -> Backend:
     from gentron.engines.openvino_cpu import OpenVinoBackend
 
@@ -78,12 +87,15 @@ def _onnxruntime(options: EngineOptions) -> Backend:
 
 
 VARIABLE = "GENTRON_BACKEND"
-# In the order in which they are preferred.
+# In the order in which they are preferred; the last two compile for minutes, and are to be named.
 BACKENDS: dict[str, Callable[[EngineOptions], Backend]] = {
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _rtx,
+    "onnxruntime-cuda": _provider("onnxruntime-cuda"),
     "openvino": _openvino,
     "onnxruntime": _onnxruntime,
+    "onnxruntime-tensorrt": _provider("onnxruntime-tensorrt"),
+    "onnxruntime-rtx": _provider("onnxruntime-rtx"),
 }
 
 

@@ -71,11 +71,12 @@ class TensorRtCompiler(Compiler):
     precisions = ("fp16", "bf16", "fp32")
 
     def __init__(
-        self, backend: str, *, workspace: int | None = None, level: int = 3, strip: bool = False
-    ):
+        self, backend: str, *, workspace: int | None = None, level: int = 3, strip: bool = False,
+        device: int = 0,
+    ):  # fmt: skip
         """`strip` leaves the weights out of the plan: TensorRT's only. `workspace` in bytes is what
         one kernel may use on the device: by default all memory, or $GENTRON_WORKSPACE_BYTES.
-        `level` from 0 to 5: how long TensorRT searches."""
+        `level` from 0 to 5: how long TensorRT searches. `device`: the GPU's number."""
         if backend not in FLAVORS:
             raise RequestError("backend", f"must be one of {', '.join(FLAVORS)}, got {backend!r}")
         if level not in LEVELS:
@@ -83,7 +84,7 @@ class TensorRtCompiler(Compiler):
         self.backend = backend
         self.flavor = FLAVORS[backend]
         self.workspace = _bytes_from(WORKSPACE_VARIABLE) if workspace is None else workspace
-        self.level, self.strip = level, strip
+        self.level, self.strip, self.device = level, strip, device
 
     def identity(self, job: Job) -> Mapping[str, Any]:
         """Raises BackendError without the module, or for TensorRT without a GPU."""
@@ -101,14 +102,14 @@ class TensorRtCompiler(Compiler):
         return values | {"device": self._device()}
 
     def _device(self) -> dict[str, Any]:
-        gpu = gpu_identity(self.backend, self.flavor.extra)
+        gpu = gpu_identity(self.backend, self.flavor.extra, self.device)
         return {"name": gpu.name, "generation": gpu.generation, "driver": gpu.driver}
 
     def refusal(self, identity: Mapping[str, Any], targets: Sequence[str]) -> str:
         """Another driver is no reason: plans outlive it."""
         try:
             version = self.flavor.load().__version__
-            gpu = gpu_identity(self.backend, self.flavor.extra)
+            gpu = gpu_identity(self.backend, self.flavor.extra, self.device)
         except BackendError as error:
             return str(error)
         if identity.get("version") != version:
@@ -140,7 +141,7 @@ class TensorRtCompiler(Compiler):
                 "--strip out, or use --backend tensorrt",
             )
         if not self.flavor.cross_compiles:
-            gpu_identity(self.backend, self.flavor.extra)
+            gpu_identity(self.backend, self.flavor.extra, self.device)
         parsed = self._parse(job)
         name, products = job.graph.component.name, parsed.facts["products"]
         wide = {kind: products[kind] for kind in ("FLOAT", "BF16") if kind in products}

@@ -21,8 +21,8 @@ class GpuIdentity:
         return f"sm{self.capability[0]}{self.capability[1]}"
 
 
-def gpu_identity(backend: str, extra: str) -> GpuIdentity:
-    """Of device 0; raises BackendError where there is none, or no driver, or no cuda.core."""
+def gpu_identity(backend: str, extra: str, index: int = 0) -> GpuIdentity:
+    """Of GPU number `index`; raises BackendError where there is none, no driver, no cuda.core."""
     try:
         from cuda.core import Device, system
     except ImportError as error:
@@ -31,7 +31,7 @@ def gpu_identity(backend: str, extra: str) -> GpuIdentity:
             f"pip install 'gentron[{extra}]'"
         ) from error
     try:
-        device = Device(0)
+        device = Device(index)
         major, minor = device.compute_capability
         driver = system.get_kernel_mode_driver_version()[0]
         return GpuIdentity(str(device.name), (int(major), int(minor)), int(driver))

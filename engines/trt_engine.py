@@ -17,7 +17,7 @@ from gentron.contract import PRECISIONS
 from gentron.engines.base import Buffer, Call, Engine, EngineInfo, Graph
 from gentron.engines.compiler import Facts
 from gentron.engines.device import CapturedWork
-from gentron.engines.device_buffers import Arena, DeviceBuffer
+from gentron.engines.device_buffers import Arena, DeviceBuffer, device_buffers
 from gentron.engines.trt_plan import Binding, Context, Plan
 from gentron.engines.trt_profiles import choose
 from gentron.errors import BackendError
@@ -69,22 +69,12 @@ class TensorRtEngine(Engine):
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Call:
         self._check_open()
-        inputs, outputs = self.component.inputs, self.component.outputs
-        names = [spec.name for spec in (*inputs, *outputs)]
-        assert set(buffers) == set(names), sorted({*names} ^ set(buffers))
-        bound = {name: b for name, b in buffers.items() if isinstance(b, DeviceBuffer)}
-        assert len(bound) == len(buffers), "a buffer of another backend"
-        read = {bound[spec.name].memory.address for spec in inputs}
-        written = [bound[spec.name].memory.address for spec in outputs]
-        assert not read & set(written), "an output buffer is also an input"
-        assert len(set(written)) == len(written), "an output buffer is bound twice"
-        for spec in outputs:
-            bound[spec.name].becomes_output()
-        sizes = self.component.bind({spec.name: bound[spec.name].shape for spec in inputs})
+        bound = device_buffers(self.component, buffers)
+        sizes = self.component.bind({s.name: bound[s.name].shape for s in self.component.inputs})
         binding = Binding(
             choose(self.component, self.profiles, sizes, self.side_factor),
-            tuple((name, bound[name].shape) for name in names),
-            tuple(bound[name].memory.address for name in names),
+            tuple((name, buffer.shape) for name, buffer in bound.items()),
+            tuple(buffer.memory.address for buffer in bound.values()),
         )
         return TensorRtCall(self, binding, bound)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ from gentron.engines.base import Backend, Engine, Graph
 from gentron.engines.compiler import Compiler, Facts, Job
 from gentron.engines.device import Device
 from gentron.engines.device_buffers import Arena
-from gentron.engines.device_cuda import CudaDevice, driver_missing
+from gentron.engines.device_cuda import CudaDevice, driver_missing, is_installed
 from gentron.engines.options import EngineOptions
-from gentron.engines.proof import prove
+from gentron.engines.proof import prove_profiles
 from gentron.engines.store import EngineKey, Entry, StaleEngineError
 from gentron.engines.trt_build import PLAN, TensorRtCompiler
 from gentron.engines.trt_engine import TensorRtEngine
@@ -25,17 +23,15 @@ from gentron.engines.trt_log import Messages, make_logger, require
 from gentron.engines.trt_plan import Plan, TensorRt
 from gentron.errors import BackendError
 
-log = logging.getLogger(__name__)
-
 TURING = (7, 5)  # the oldest that TensorRT 10 and 11 know
 
 
 def missing(flavor: Flavor) -> str:
     """Everything that is not there, in one line; imports nothing large to find out."""
     found = []
-    if not any(_is_installed(name) for name in flavor.modules):
+    if not any(is_installed(name) for name in flavor.modules):
         found.append(f"{flavor.title} is not installed (pip install 'gentron[{flavor.extra}]')")
-    if not _is_installed("cuda.core"):
+    if not is_installed("cuda.core"):
         found.append(f"cuda.core is not installed (pip install 'gentron[{flavor.extra}]')")
     if absent := driver_missing():
         found.append(absent)
@@ -76,9 +72,9 @@ class TensorRtBackend(Backend):
         if device is None and (absent := missing(flavor)):
             raise BackendError(f"{name}: {absent}")
         trt = trt or flavor.load()
-        self._compiler = compiler or TensorRtCompiler(name)
+        self._compiler = compiler or TensorRtCompiler(name, device=self._options.device)
         try:
-            self._device = (device or CudaDevice)()
+            self._device = device() if device else CudaDevice(self._options.device)
         except BackendError as error:
             raise BackendError(f"{name}: {error}") from error
         if reason := unsupported(flavor, self._device):
@@ -164,23 +160,14 @@ class TensorRtBackend(Backend):
 
     def _proved(self, engine: TensorRtEngine, job: Job) -> Facts:
         """Its kernels, and in every profile the probes that it allows."""
-        passed, worst = 0, 0.0
         try:
             kernels = engine.inspect()
             check_kernels(kernels, job.precision, job.graph.component.name)
-            for profile in engine.profiles:
-                found = prove(engine, job.graph, job.precision, profile)["probes"]
-                passed, worst = passed + found["passed"], max(worst, found["worst_relative"])
+            facts = prove_profiles(engine, job.graph, job.precision, engine.profiles)
         except BaseException:
             engine.close()
             raise
-        if not passed:
-            log.warning(
-                f"{job.graph.component.name}: no golden probe lies within the profiles of this "
-                "engine, so nothing shows yet that it computes what torch does; build it with the "
-                "default profile as well"
-            )
-        return {"probes": {"passed": passed, "worst_relative": worst}, "kernels": kernels}
+        return facts | {"kernels": kernels}
 
 
 def prover_here(
@@ -200,10 +187,3 @@ def prover_here(
 
 def _is_stripped(key: EngineKey) -> bool:
     return bool(key.identity.get("stripped"))
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a parent package
-        return False

@@ -25,7 +25,8 @@ LOG = "build.log"
 def build_isolated(compiler: TensorRtCompiler, job: Job, folder: Path, report: Report) -> Facts:
     """As `compiler.build`. Raises what it raises, ResourceError if its process was killed."""
     # Between two processes of ours, through a pipe: nothing that lies in a file is unpickled.
-    options = {"workspace": compiler.workspace, "level": compiler.level, "strip": compiler.strip}
+    names = ("workspace", "level", "strip", "device")
+    options = {name: getattr(compiler, name) for name in names}
     payload = pickle.dumps((compiler.backend, options, job, folder))
     done = run_isolated(
         job.graph.component.name,
@@ -44,6 +45,10 @@ def work(payload: bytes, watch: Watch) -> Any:
 
     backend, options, job, folder = pickle.loads(payload)
     compiler = TensorRtCompiler(backend, **options)
+    if compiler.device:  # which TensorRT tunes its kernels on: the current one
+        from cuda.core import Device
+
+        Device(compiler.device).set_current()
     return compiler.build(job, folder, lambda doing, share: watch(doing, share, peak_bytes() or 0))
 
 

@@ -24,7 +24,7 @@ def _load(name: str) -> ModuleType:
 def simulated() -> SimpleNamespace:
     """The modules of this folder that stand for something, as one."""
     names: dict = {}
-    for module in ("watched_cuda", "host_core", "simulated_trt", "simulated_gpu"):
+    for module in ("watched_cuda", "host_core", "simulated_ort", "simulated_trt", "simulated_gpu"):
         names |= vars(_load(module))
     return SimpleNamespace(**names)
 

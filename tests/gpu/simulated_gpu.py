@@ -267,13 +267,14 @@ class SimulatedGpu(Device):
             self.queued += 1
 
     def compute(
-        self, network: Network, reads: list[Range], writes: list[Range], scratch: Range
+        self, network: Network, reads: list[Range], writes: list[Range], scratch: Range | None
     ) -> None:
         """Queues a network: from the bytes at `reads` to those at `writes`; ranges of addresses."""
 
         def work() -> None:
             read = [self.read(start, stop - start) for start, stop in reads]
-            self.resolve(scratch[0], scratch[1] - scratch[0])[0].forget()
+            if scratch:
+                self.resolve(scratch[0], scratch[1] - scratch[0])[0].forget()
             for (start, _), values in zip(writes, network(read), strict=True):
                 self.write(start, values)
 

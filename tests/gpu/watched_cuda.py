@@ -194,7 +194,8 @@ class WatchedCuda(CudaDevice):
 
         for (start, _), (at, size) in zip(reads, inputs, strict=True):
             self._copy(staging.address + at, staging, start, self, size)
-        self._fill(scratch[0], scratch[1] - scratch[0])
+        if scratch:
+            self._fill(scratch[0], scratch[1] - scratch[0])
         self.host_function(run)
         for (start, stop), at in zip(writes, outputs[:-1], strict=True):
             self._copy(start, self, staging.address + at, staging, stop - start)
