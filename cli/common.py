@@ -59,6 +59,18 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
         return int(float(found[1]) * self.UNITS[unit])
 
 
+class DeviceNumbers(click.ParamType):  # type: ignore[type-arg]
+    """`0,1` -> (0, 1)."""
+
+    name = "DEVICES"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() for part in parts):
+            self.fail(f"{value!r} is not numbers of GPUs, such as 0,1", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
     """`128x96` -> (width, height)."""
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gentron.cli.common import Bytes, Levels, Size, warn
+from gentron.cli.common import Bytes, DeviceNumbers, Levels, Size, warn
 from gentron.cli.progress import component_bars
 from gentron.contract import PRECISIONS
 from gentron.errors import RequestError
 
 if TYPE_CHECKING:
+    from gentron.engines.options import ComponentReport
+    from gentron.runtime.devices import Devices
     from gentron.runtime.generation import Generation
     from gentron.runtime.pipeline import Pipeline
 
@@ -46,6 +48,8 @@ ENGINES = (
                  help="Shapes to compile for, as for gentron-build."),
     click.option("--max-memory", "memory", type=Bytes(),
                  help="Such as 20GB: load components in turn, free them for each other."),
+    click.option("--devices", type=DeviceNumbers(), metavar="N,...",
+                 help="Numbers of GPUs [0]; several share the prompts of --prompts."),
     click.option("--threads", type=click.IntRange(min=1), help="Of the processor [all cores]."),
 )  # fmt: skip
 
@@ -62,26 +66,43 @@ class Choice:
     no_build: bool
     profiles: tuple[str, ...]
     memory: int | None
+    devices: tuple[int, ...] | None
     threads: int | None
 
     def load(self) -> Pipeline:
         """Behind progress bars where something has to be built; says which backend it chose."""
+        if self.devices and len(self.devices) > 1:
+            raise RequestError("devices", "one picture is drawn on one device; name one of them")
+        with component_bars() as (progress, _):
+            pipe = self._load_on(self.devices[0] if self.devices else None, progress)
+        if self.backend is None:
+            click.echo(f"backend {pipe.backend.describe()}", err=True)
+        return pipe
+
+    def load_all(self) -> Devices:
+        """A pipeline on each of several devices."""
+        from gentron.runtime.devices import Devices
+
+        assert self.devices
+        with component_bars() as (progress, _):
+            return Devices(lambda device: self._load_on(device, progress), self.devices)
+
+    def _load_on(self, device: int | None, report: ComponentReport) -> Pipeline:
         from gentron.engines.options import EngineOptions, engine_store
         from gentron.runtime import Pipeline
 
         store = engine_store(self.engines, self.engines_sha256, build=not self.no_build)
-        with component_bars() as (progress, _):
-            pipe = Pipeline.load(
-                "emoji" if self.bundle is None else self.bundle,
-                backend=self.backend,
-                precision=self.precision,
-                profiles=self.profiles,
-                memory=self.memory,
-                options=EngineOptions(store=store, threads=self.threads or 0, report=progress),
-            )
-        if self.backend is None:
-            click.echo(f"backend {pipe.backend.describe()}", err=True)
-        return pipe
+        options = EngineOptions(
+            store=store, device=device, threads=self.threads or 0, report=report
+        )
+        return Pipeline.load(
+            "emoji" if self.bundle is None else self.bundle,
+            backend=self.backend,
+            precision=self.precision,
+            profiles=self.profiles,
+            memory=self.memory,
+            options=options,
+        )
 
     def as_recorded(self, metadata: dict[str, Any]) -> Choice:
         """What a file says of itself, unless told otherwise."""

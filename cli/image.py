@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +50,38 @@ def image(
         return
     wanted = read_prompts(prompts) if prompts is not None else [str(prompt)]
     check_target(output, len(wanted) * given.get("batch", 1))
+    if choice.devices and len(choice.devices) > 1:
+        _share(wanted, given, choice, output, as_json)
+        return
     with choice.load() as pipe:
         for one in wanted:
             generation = pipe.stream(one, **given)
             draw(generation)
             result = generation.result()
+            for row in range(len(result.images)):
+                _save(result, row, output, as_json)
+
+
+def _share(
+    wanted: list[str], given: dict[str, Any], choice: Choice, output: Path | None, as_json: bool
+) -> None:
+    """Prompts over several devices; files are written and named in the order of the prompts."""
+    from gentron.runtime.devices import stopped
+
+    with choice.load_all() as devices:
+
+        def one(prompt: str, pipe: Pipeline) -> Result:
+            generation = pipe.stream(prompt, **given)
+            for _ in generation:
+                if devices.stopping.is_set():
+                    raise stopped()
+            return generation.result()
+
+        drawn = [devices.submit(partial(one, prompt)) for prompt in wanted]
+        for future in drawn:
+            result = future.result()
+            for message in result.warnings:
+                warn(message)
             for row in range(len(result.images)):
                 _save(result, row, output, as_json)
 

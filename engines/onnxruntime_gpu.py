@@ -125,7 +125,7 @@ class ProviderBackend(Backend):
         """The keywords put something else in the place of CUDA, ONNX Runtime and its provider."""
         self._provider, self._closed = provider or PROVIDERS[name], False
         self.name, self._options = name, options or EngineOptions()
-        self._index = self._options.device
+        self._index = self._options.device or 0
         if device is None and (absent := missing(self._provider)):
             raise BackendError(f"{name}: {absent}")
         self._ort = ort or import_onnxruntime()

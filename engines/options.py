@@ -27,7 +27,7 @@ class EngineOptions:
     store: EngineStore = field(default_factory=EngineCache)
     targets: tuple[str, ...] = ()  # GPU generations such as sm89; empty: the compiler's default
     strip: bool = False  # TensorRT's plans without weights, which are read from the bundle
-    device: int = 0  # number of the GPU
+    device: int | None = None  # number of the GPU; None: the first, and a CPU will do
     threads: int = 0  # of a CPU backend; 0: all physical cores
     report: ComponentReport = silent  # progress of what has to be built
 

@@ -97,21 +97,29 @@ BACKENDS: dict[str, Callable[[EngineOptions], Backend]] = {
     "onnxruntime-tensorrt": _provider("onnxruntime-tensorrt"),
     "onnxruntime-rtx": _provider("onnxruntime-rtx"),
 }
+ON_CPU = frozenset({"openvino", "onnxruntime"})
 
 
 def backend_named(name: str | None, options: EngineOptions | None = None) -> Backend:
     """The backend of that name, or of the variable GENTRON_BACKEND, or the first usable here.
 
-    Raises RequestError for an unknown name, BackendError for one that cannot run here.
+    Raises RequestError for an unknown name and for a CPU's where a GPU was chosen by number,
+    BackendError for one that cannot run here.
     """
     options = options or EngineOptions()
     name = os.environ.get(VARIABLE) or None if name is None else name
     if name is not None:
         if name not in BACKENDS:
             raise RequestError("backend", f"unknown backend {name!r}; one of {', '.join(BACKENDS)}")
+        if options.device is not None and name in ON_CPU:
+            raise RequestError(
+                "devices", f"are GPUs, and {name} computes on the CPU; name another --backend"
+            )
         return BACKENDS[name](options)
     reasons = []
-    for make in BACKENDS.values():
+    for name, make in BACKENDS.items():
+        if options.device is not None and name in ON_CPU:
+            continue
         try:
             return make(options)
         except BackendError as error:

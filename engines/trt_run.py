@@ -72,9 +72,9 @@ class TensorRtBackend(Backend):
         if device is None and (absent := missing(flavor)):
             raise BackendError(f"{name}: {absent}")
         trt = trt or flavor.load()
-        self._compiler = compiler or TensorRtCompiler(name, device=self._options.device)
+        self._compiler = compiler or TensorRtCompiler(name, device=self._options.device or 0)
         try:
-            self._device = device() if device else CudaDevice(self._options.device)
+            self._device = device() if device else CudaDevice(self._options.device or 0)
         except BackendError as error:
             raise BackendError(f"{name}: {error}") from error
         if reason := unsupported(flavor, self._device):

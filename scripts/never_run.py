@@ -26,7 +26,17 @@ import gentron.engines
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = Path(gentron.engines.__path__[0]).resolve()  # those that the tests import
-WATCHED = sorted(file for name in ("device*.py", "trt_*.py") for file in ENGINES.glob(name))
+WATCHED = sorted(
+    file
+    for name in (
+        "device*.py",
+        "trt_*.py",
+        "onnxruntime_gpu.py",
+        "onnxruntime_kept.py",
+        "onnxruntime_providers.py",
+    )
+    for file in ENGINES.glob(name)
+)
 TESTS = ["tests/gpu", *sorted(str(f) for f in (ROOT / "tests" / "engines").glob("test_trt_*.py"))]
 
 reached: defaultdict[str, set[int]] = defaultdict(set)
