@@ -202,7 +202,10 @@ def _preload() -> None:
 
 def _folder(module: str) -> Path | None:
     """Of a package that is installed; imports nothing."""
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # of what finds it
+        return None
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0]) if places else None
 
