@@ -72,7 +72,7 @@ class Choice:
     def load(self) -> Pipeline:
         """Behind progress bars where something has to be built; says which backend it chose."""
         if self.devices and len(self.devices) > 1:
-            raise RequestError("devices", "one picture is drawn on one device; name one of them")
+            raise RequestError("devices", "several share the --prompts of gentron-run image; name one here")
         with component_bars() as (progress, _):
             pipe = self._load_on(self.devices[0] if self.devices else None, progress)
         if self.backend is None:
