@@ -32,7 +32,14 @@ EXIT_DAMAGED = 1
               help="Shapes, such as samples=1:1:4,size=512x512; repeatable.")  # fmt: skip
 @click.option("--component", "components", multiple=True, metavar="NAME",
               help="Build this one only; repeatable [all].")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp16", "fp32", "bf16"]), help="To compute in.")
+@click.option("--precision", type=click.Choice(["fp16", "fp32", "bf16", "int8"]),
+              help="To compute in.")  # fmt: skip
+@click.option(
+    "--int8",
+    "precision",
+    flag_value="int8",
+    help="OpenVINO: the denoiser's weights in 8 bits; refused if they lose too much.",
+)
 @click.option("--strip", is_flag=True, help="TensorRT: plans without weights, for small folders.")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Also copy the engines into this new folder, to run elsewhere.")  # fmt: skip

@@ -29,7 +29,7 @@ WHAT_NOW = (
 @click.option("--backend", help="See gentron-run doctor.")
 @click.option("--component", "components", multiple=True, metavar="NAME",
               help="Check this one only; may be repeated.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16", "int8"]),
               help="Check in this one only.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.version_option(gentron.__version__)

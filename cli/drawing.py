@@ -39,14 +39,16 @@ ENGINES = (
     click.option("-m", "--model", "bundle", metavar="BUNDLE",
                  help="Packaged name or folder [emoji]."),
     click.option("--backend", help="See gentron-run doctor."),
-    click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]),
+    click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16", "int8"]),
                  help="To compute in [the backend's own]."),
+    click.option("--int8", "precision", flag_value="int8",
+                 help="OpenVINO: the denoiser's weights in 8 bits; refused if they lose too much."),
     click.option("--engines", type=click.Path(path_type=Path), help="Folder of gentron-build -o."),
     click.option("--engines-sha256", metavar="HEX", help="What gentron-build printed for it."),
     click.option("--no-build", is_flag=True, help="Refuse where an engine is missing."),
     click.option("--profile", "profiles", multiple=True, metavar="NAME=RANGE,...",
                  help="Shapes to compile for, as for gentron-build."),
-    click.option("--max-memory", "memory", type=Bytes(),
+    click.option("--max-memory", "--max-gpu-memory", "memory", type=Bytes(),
                  help="Such as 20GB: load components in turn, free them for each other."),
     click.option("--devices", type=DeviceNumbers(), metavar="N,...",
                  help="Numbers of GPUs [0]; several share the prompts of --prompts."),
@@ -72,7 +74,9 @@ class Choice:
     def load(self) -> Pipeline:
         """Behind progress bars where something has to be built; says which backend it chose."""
         if self.devices and len(self.devices) > 1:
-            raise RequestError("devices", "several share the --prompts of gentron-run image; name one here")
+            raise RequestError(
+                "devices", "several share the --prompts of gentron-run image; name one here"
+            )
         with component_bars() as (progress, _):
             pipe = self._load_on(self.devices[0] if self.devices else None, progress)
         if self.backend is None:

@@ -111,6 +111,7 @@ class Request:
     font: Path | None
     report: Path | None
     sample: int | None
+    precision: str | None = None
 
     def settings(self, pipe: Pipeline) -> dict[str, Any]:
         """The bundle's defaults where nothing was given; raises RequestError for what cannot be."""
@@ -125,7 +126,7 @@ def run_score(request: Request, sets: Sequence[str] | None, verbose: bool) -> No
     from gentron.train import prompts, report
     from gentron.train.tables import aligned, score_rows
 
-    with Pipeline.load(request.bundle) as pipe:
+    with Pipeline.load(request.bundle, precision=request.precision) as pipe:
         names = prompts.vocabulary(pipe.path)
         chosen = prompts.select_sets(prompts.prompt_sets(names), sets, request.sample)
         scorer, font = font_scorer(request.font, names)
@@ -177,7 +178,7 @@ def run_sweep(request: Request) -> None:
     from gentron.train import prompts, report, sweep
     from gentron.train.tables import aligned, guidance_rows, sweep_rows
 
-    with Pipeline.load(request.bundle) as pipe:
+    with Pipeline.load(request.bundle, precision=request.precision) as pipe:
         names = prompts.vocabulary(pipe.path)
         sample = request.sample or sweep.SAMPLE
         asked = prompts.select_sets(prompts.prompt_sets(names), ["nouns"], sample)

@@ -192,6 +192,7 @@ def _scoring(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--steps", type=click.IntRange(min=1), help="[the bundle's default]"),
         click.option("--solver", help="[the bundle's default]"),
         click.option("--guidance", type=float, help="[the bundle's default]"),
+        click.option("--precision", help="As for gentron-run: fp32, bf16, fp16, int8."),
         click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf."),
     )  # fmt: skip
     for option in reversed(options):

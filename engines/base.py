@@ -139,11 +139,12 @@ class Backend(ABC):
     name: str
     exact_shapes = False  # compiles for each shape in use: few shapes, met again, cost least
     precisions: tuple[str, ...]  # that it can compute in, the default first
+    on_request: tuple[str, ...] = ()  # others, which nothing but a user's word chooses
 
     def graph_precision(self, precision: str) -> str:
         """Which of a bundle's graphs it reads to compute in `precision`; raises BackendError for
         one that it cannot compute in."""
-        if precision not in self.precisions:
+        if precision not in (*self.precisions, *self.on_request):
             raise BackendError(
                 f"{self.name}: does not compute in {precision} on this machine; use "
                 f"{' or '.join(self.precisions)}"

@@ -35,10 +35,11 @@ class Compiler(ABC):
 
     backend: str
     precisions: tuple[str, ...]  # that its engines can compute in, the default first
+    on_request: tuple[str, ...] = ()  # others, which nothing but a user's word chooses
 
     def graph_precision(self, precision: str) -> str:
         """Which of a bundle's graphs becomes an engine of `precision`; raises RequestError."""
-        if precision not in self.precisions:
+        if precision not in (*self.precisions, *self.on_request):
             raise RequestError(
                 "precision",
                 f"{self.backend} compiles {' or '.join(self.precisions)}, not {precision}",

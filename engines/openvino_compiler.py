@@ -17,17 +17,19 @@ from gentron.engines.compiler import Compiler, Facts, Job, Report
 from gentron.engines.host_memory import available_bytes
 from gentron.engines.machine import cpu_name
 from gentron.engines.openvino_engine import (
-    HINTS,
+    INT8,
     NAME,
     Model,
     OpenVinoCpu,
     OpenVinoEngine,
     fixed_shape,
 )
+from gentron.engines.openvino_int8 import GROUP, nncf_version
 from gentron.engines.options import EngineOptions
 from gentron.engines.proof import prove
 from gentron.engines.shapes import Profile
 from gentron.errors import RequestError, ResourceError
+from gentron.probe import load_probes
 
 BLOB = "engine.blob"
 PEAK = 2.5  # memory to compile and export over that of float32 weights; 2.3 measured
@@ -45,6 +47,7 @@ class OpenVinoCompiler(Compiler):
     def __init__(self, options: EngineOptions, device: OpenVinoCpu | None = None):
         self.device = device or OpenVinoCpu(options.threads)
         self.precisions = self.device.precisions
+        self.on_request = (INT8,)
 
     def graph_precision(self, precision: str) -> str:
         super().graph_precision(precision)
@@ -78,8 +81,21 @@ class OpenVinoCompiler(Compiler):
         facts = prove(engine, job.graph, job.precision, shape)
         return facts if facts["probes"]["passed"] else {"probes": "none of these shapes"}
 
+    def compiled(self, job: Job, shape: Profile) -> Model:
+        """In memory; raises BackendError where weights of 8 bits cost too much, which is found out
+        in the shape of a golden probe if the job's own holds none."""
+        if job.precision == INT8 and job.graph.probes:
+            case, _ = load_probes(job.graph.probes)[0]
+            probed = fixed_shape(job.graph.component, case.sizes)
+            if probed != shape:
+                there = replace(job, profiles=(probed,))
+                self.prove(there, self.device.compile(job.graph, probed, INT8))
+        return self.device.compile(job.graph, shape, job.precision)
+
     def identity(self, job: Job) -> Mapping[str, Any]:
-        options = {"hint": HINTS[job.precision], "threads": self.device.threads}
+        options = {"hint": self.device.hint(job.precision), "threads": self.device.threads}
+        if job.precision == INT8:
+            options |= {"weights": INT8, "nncf": nncf_version(), **GROUP}
         return self._machine() | options
 
     def refusal(self, identity: Mapping[str, Any], targets: Sequence[str]) -> str:
@@ -106,7 +122,7 @@ class OpenVinoCompiler(Compiler):
         (shape,) = job.profiles
         report("compiling", 0.0)
         started = time.monotonic()
-        model = self.device.compile(job.graph, shape, job.precision)
+        model = self.compiled(job, shape)
         seconds = time.monotonic() - started
         report("writing", 0.8)
         (folder / BLOB).write_bytes(model.compiled.export_model().getbuffer())

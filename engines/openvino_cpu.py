@@ -70,7 +70,7 @@ class ModelShelf:
                 return self._obtain(job)
             except UnusableStoreError as error:
                 _warn_once(f"{error}; until then every start compiles anew")
-        model = self._compiler.device.compile(job.graph, job.profiles[0], job.precision)
+        model = self._compiler.compiled(job, job.profiles[0])
         self._compiler.prove(job, model)
         return model
 
@@ -108,6 +108,7 @@ class OpenVinoBackend(Backend):
         self._device = OpenVinoCpu(self._options.threads)
         self._compiler = OpenVinoCompiler(self._options, self._device)
         self.precisions = self._device.precisions
+        self.on_request = self._compiler.on_request
 
     def graph_precision(self, precision: str) -> str:
         super().graph_precision(precision)

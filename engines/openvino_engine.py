@@ -12,11 +12,13 @@ import numpy as np
 
 from gentron.contract import PRECISIONS, Component
 from gentron.engines.base import Array, Buffer, Call, Engine, EngineInfo, Graph
+from gentron.engines.openvino_int8 import GROUP, round_weights
 from gentron.engines.shapes import AxisRange, Profile
 from gentron.engines.store import StaleEngineError
 from gentron.errors import BackendError
 
 NAME = "openvino"
+INT8 = "int8"
 HINT = "INFERENCE_PRECISION_HINT"
 HINTS = {"fp32": "f32", "bf16": "bf16"}  # the option's name -> OpenVINO's
 FREE_AXES = ("T", "U")  # table sizes: leaving these open costs no time, leaving all open 6 to 14 %
@@ -68,6 +70,7 @@ class OpenVinoCpu:
         openvino = import_openvino()
         self.version, self.threads = str(openvino.__version__), threads
         self._openvino, self._core = openvino, _core()
+        self._int8: tuple[Path, Any] | None = None  # rounded last
         try:
             self.name = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))
             found = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -97,6 +100,8 @@ class OpenVinoCpu:
             for spec in graph.component.inputs
         }
         try:
+            if precision == INT8:
+                model = self._rounded(graph, model)
             model.reshape({n: self._openvino.PartialShape(s) for n, s in wanted.items()})
             compiled = self._core.compile_model(model, "CPU", self._properties(precision))
         except RuntimeError as error:
@@ -130,13 +135,25 @@ class OpenVinoCpu:
             raise _cannot_compile(graph, reason)
         return model
 
+    def hint(self, precision: str) -> str:
+        """OpenVINO's name for what is computed in; with weights of 8 bits the rest is as short as
+        this CPU can."""
+        return HINTS[self.precisions[-1] if precision == INT8 else precision]
+
+    def _rounded(self, graph: Graph, model: Any) -> Any:
+        """Rounding takes longer than compiling, and one graph is compiled for several shapes."""
+        if self._int8 is None or self._int8[0] != graph.file:
+            self._int8 = graph.file, round_weights(model)
+        return self._int8[1].clone()
+
     def _properties(self, precision: str) -> dict[str, Any]:
-        properties = {HINT: HINTS[precision], "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        properties = {HINT: self.hint(precision), "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        properties |= GROUP if precision == INT8 else {}
         return properties | ({"INFERENCE_NUM_THREADS": self.threads} if self.threads else {})
 
     def _checked(self, compiled: Any, precision: str) -> Any:
         used = compiled.get_property(HINT).to_string()
-        if used != HINTS[precision]:
+        if used != self.hint(precision):
             raise BackendError(
                 f"{NAME}: asked to compute in {precision}, computes in {used}; use another "
                 "--precision, or --backend onnxruntime"

@@ -93,7 +93,7 @@ def _checks(
 
 def check_component(bundle: Bundle, backend: Backend, name: str, precision: str) -> GraphCheck:
     """Loads one graph, runs its probes, closes it. Whatever goes wrong there is a finding."""
-    if precision not in backend.precisions:
+    if precision not in (*backend.precisions, *backend.on_request):
         why = NO_ARRAYS if precision == "bf16" else UNREAD.format(backend.name)
         return GraphCheck(name, precision, skipped=why)
     probes = component_probes(bundle, name)

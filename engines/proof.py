@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from gentron.agreement import compare
+from gentron.agreement import TOLERANCES, compare
 from gentron.contract import PRECISIONS
 from gentron.engines.base import Engine, Graph
 from gentron.engines.compiler import Facts
@@ -48,6 +48,14 @@ def prove(engine: Engine, graph: Graph, precision: str, profile: Profile | None 
             f"{engine.info.backend} {engine.info.version}",
         )  # fmt: skip
         for agreement in found:
+            if not agreement.passed and precision == "int8":
+                allowed = TOLERANCES["int8"]
+                raise BackendError(
+                    f"int8: weights of 8 bits cost {component.name} too much: {agreement.output} "
+                    f"is off by {agreement.max_relative:.1e} of its range (cosine "
+                    f"{agreement.cosine:.6f}), {allowed.max_relative:g} is allowed (at least "
+                    f"{allowed.cosine:g}); leave --int8 out"
+                )
             if not agreement.passed:
                 raise BackendError(
                     f"{engine.info.backend}: the compiled {component.name} is not what torch "

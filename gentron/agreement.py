@@ -33,6 +33,9 @@ TOLERANCES = {
     "float32": Tolerance(5e-5, 0.999_999_9),
     "float16": Tolerance(2e-2, 0.999_9),
     "bfloat16": Tolerance(1.5e-1, 0.995),
+    # Weights of 8 bits, a choice that pictures pay for: refused above 2.5 times what the denoiser
+    # of `emoji` loses (1.2 % of the range, cosine 0.9999; bfloat16 0.8 %).
+    "int8": Tolerance(3e-2, 0.999_5),
 }
 
 

@@ -28,8 +28,9 @@ AXES = {
     "H": "height in pixels",
     "W": "width in pixels",
 }
-# numpy's name of what a graph computes in, by the name that options and files give it
-PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+# numpy's name of what a graph computes in, by the name that options and files give it; int8 is of
+# an engine's weights only, whose graph is another
+PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "int8": "int8"}
 COMPUTE = "compute"  # the graph's own type: float16, bfloat16 or float32
 STATE_SLOTS = 3  # latents and two of solver memory
 UPDATE_TERMS = 5  # the three slots, the prediction, the noise

@@ -120,10 +120,10 @@ def test_an_engine_compiled_where_it_could_not_run_is_proved_when_it_is_loaded(
     entry = json.loads((folder / "entry.json").read_text())
     entry["facts"].pop("probes")
     (folder / "entry.json").write_text(json.dumps(entry))
-    from gentron.engines import trt_run
+    from gentron.engines import proof
 
     proved = []
-    monkeypatch.setattr(trt_run, "prove", lambda *a: proved.append(1) or {"probes": {
+    monkeypatch.setattr(proof, "prove", lambda *a: proved.append(1) or {"probes": {
         "passed": 1, "worst_relative": 0.0}})  # fmt: skip
     load().close()
     assert proved == [1]
