@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from gentron.config import GenTronConfig, SamplingDefaults
@@ -108,7 +109,7 @@ def from_pixart(folder: Path, loras: Sequence[str] = ()) -> Origin:
         defaults=SamplingDefaults(
             solver, *((STUDENT_STEPS, STUDENT_GUIDANCE) if solver == "lcm" else (STEPS, GUIDANCE))
         ),
-        tokenizers=(_tokenizer(folder / "tokenizer"),),
+        tokenizers=(_tokenizer(folder / "tokenizer", source.encoders[0]),),
         read=read,
         provenance=provenance,
         licences=_licences(licence),
@@ -163,7 +164,24 @@ def _source(folder: Path, pipeline: str, tensors: Mapping[str, StoredTensor]) ->
     return Source(config, (encoder,), vae, scheduler), head
 
 
-def _tokenizer(folder: Path) -> str:
+def _tokenizer(folder: Path, encoder: Mapping[str, Any]) -> str:
+    """Raises BundleError where a token has no row in the encoder's table."""
+    text = _tokenizer_text(folder)
+    try:
+        size = Tokenizer.from_str(text).get_vocab_size(with_added_tokens=True)
+    except Exception as error:  # the package raises bare Exception
+        raise BundleError(
+            f"{folder / 'tokenizer.json'}: not a readable tokenizer: {error}; copy it again"
+        ) from error
+    if size > (rows := encoder.get("vocab_size", 0)):
+        raise BundleError(
+            f"{folder}: {size} tokens, the text encoder knows {rows}; give the pipeline the "
+            "tokenizer that belongs to its text_encoder"
+        )
+    return text
+
+
+def _tokenizer_text(folder: Path) -> str:
     if (folder / "tokenizer.json").is_file():
         return json.dumps(read_json(folder / "tokenizer.json"))
     if not (folder / "spiece.model").is_file():
@@ -173,7 +191,9 @@ def _tokenizer(folder: Path) -> str:
         )
     settings = folder / "tokenizer_config.json"
     extra = read_json(settings).get("extra_ids", EXTRA_IDS) if settings.is_file() else EXTRA_IDS
-    return spiece_tokenizer(folder / "spiece.model", int(extra))
+    if type(extra) is not int or extra < 0:
+        raise BundleError(f"{settings}: extra_ids is {extra!r}; copy it again")
+    return spiece_tokenizer(folder / "spiece.model", extra)
 
 
 def _fingerprint(folder: Path, stored: Mapping[str, Mapping[str, StoredTensor]]) -> dict[str, Any]:
@@ -221,6 +241,11 @@ def _notes(
             f"licence {licence.name}: its use restrictions apply to this bundle and to what it "
             "draws; the text is in LICENSES"
         )
-    elif not licence.files:
+    elif licence.files:
+        lines.append(
+            f"licence {licence.name or 'without a name'}: its terms apply to this bundle; the text "
+            "is in LICENSES"
+        )
+    else:
         lines.append("no licence file and no model card: find out on what terms you may use them")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,6 +66,14 @@ def pixart_config(
             f"{where}: not a PixArt configuration ({error!r}); copy it again"
         ) from None
     width = heads * head_width
+    if min(heads, head_width, channels, patch, depth, sample) < 1 or sample % patch:
+        raise BundleError(
+            f"{where}: sizes that no network has: num_attention_heads {heads}, attention_head_dim "
+            f"{head_width}, in_channels {channels}, num_layers {depth}, sample_size {sample} in "
+            f"patches of {patch}; copy it again"
+        )
+    if not 0 < interpolation < math.inf:
+        raise BundleError(f"{where}: interpolation_scale {scale!r} must be positive; copy it again")
     if values.get("out_channels") not in (None, channels, 2 * channels):
         raise BundleError(
             f"{where}: out_channels {values['out_channels']} is not supported; PixArt predicts "

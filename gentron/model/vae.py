@@ -41,10 +41,13 @@ class VaeDecoder(nn.Module):
         super().__init__()
         self.vae = vae
         config = vae.config
-        scale = float(config.get("scaling_factor") or 1.0)
-        shift = float(config.get("shift_factor") or 0.0)
-        self.std = [float(v) for v in config.get("latents_std") or [1 / scale]]
-        self.mean = [float(v) for v in config.get("latents_mean") or [shift]]
+        try:
+            scale = float(config.get("scaling_factor") or 1.0)
+            shift = float(config.get("shift_factor") or 0.0)
+            self.std = [float(v) for v in config.get("latents_std") or [1 / scale]]
+            self.mean = [float(v) for v in config.get("latents_mean") or [shift]]
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"vae/config.json: a scale is no number ({error})") from error
 
     def forward(self, latents: Tensor) -> Tensor:
         std, mean = _per_channel(self.std), _per_channel(self.mean)

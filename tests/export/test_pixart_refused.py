@@ -94,6 +94,10 @@ def test_size_conditioning_is_decided_by_its_tensors(folder, pixart) -> None:
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
+        ("transformer", {"patch_size": 0}, "sample_size 128 in patches of 0"),
+        ("transformer", {"sample_size": 65}, "sample_size 65 in patches of 2"),
+        ("transformer", {"interpolation_scale": 0}, "interpolation_scale 0 must be positive"),
+        ("transformer", {"num_attention_heads": 0}, "num_attention_heads 0"),
         ("transformer", {"norm_type": "ada_norm_zero"}, "norm_type 'ada_norm_zero' is not support"),
         ("transformer", {"activation_fn": "geglu"}, "activation_fn 'geglu' is not supported"),
         ("transformer", {"attention_bias": False}, "attention_bias False is not supported"),
@@ -215,6 +219,22 @@ def test_a_tokenizer_that_is_not_there_is_named(folder) -> None:
     refused(folder, r"neither tokenizer\.json nor spiece\.model")
     (folder / "tokenizer" / "tokenizer.json").write_bytes(b"\xff")
     refused(folder, r"tokenizer\.json: cannot be read")
+
+
+@pytest.mark.parametrize("extra", ["many", -1, 1.5, True])
+def test_a_count_of_sentinels_that_is_none_is_refused(folder, extra) -> None:
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"extra_ids": extra}))
+    refused(folder, f"extra_ids is {extra!r}")
+
+
+def test_a_tokenizer_of_another_encoder_is_refused(folder) -> None:
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"extra_ids": 500}))
+    refused(folder, r"5\d\d tokens, the text encoder knows 175; give the pipeline the tokenizer")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(folder) -> None:
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    refused(folder, "tokenizer.json: not a readable tokenizer")
 
 
 def test_other_pipelines_are_refused_with_those_that_work(folder) -> None:
