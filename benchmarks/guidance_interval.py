@@ -26,6 +26,7 @@ from typing import Any
 
 from gentron.guidance import Interval, check_interval
 from gentron.runtime import Pipeline
+from gentron.solvers import solver_table
 
 PROMPT, SEED = "a red apple", 1
 # Of noise levels, as shares of the way from the last step's to the first's.
@@ -50,7 +51,7 @@ class Way:
         return f"{self.steps} steps, {where}"
 
     def draw(self, pipe: Pipeline, prompt: str, seed: int) -> Any:
-        """The result, and the rows that the network ran."""
+        """The generation, at its end."""
         generation = pipe.stream(prompt, seed=seed, steps=self.steps, guidance=self.guidance,
                                  guidance_interval=self.interval)  # fmt: skip
         for _ in generation:
@@ -59,12 +60,9 @@ class Way:
 
 
 def rows(pipe: Pipeline, way: Way) -> int:
-    """Rows of all steps, counted where they are packed."""
-    from gentron.runtime.sample import pack
-
-    loop = way.draw(pipe, PROMPT, SEED)._loop
-    return sum(len(pack(loop.samples, step, loop.conditioning).row_sample)
-               for step in range(loop.total))  # fmt: skip
+    """Rows of all steps."""
+    request = way.draw(pipe, PROMPT, SEED)._request
+    return sum(len(request.branches_at(step)) for step in range(way.steps))
 
 
 def seconds(pipe: Pipeline, ways: Sequence[Way], rounds: int) -> list[float]:
@@ -79,8 +77,9 @@ def seconds(pipe: Pipeline, ways: Sequence[Way], rounds: int) -> list[float]:
 
 
 def default_intervals(pipe: Pipeline, steps: int) -> list[Interval]:
-    table = pipe.stream(PROMPT, steps=steps)._table
-    sigmas = [float(s) for s in pipe.bundle.schedule.sigmas(table.timesteps)]
+    bundle = pipe.bundle
+    table = solver_table(bundle.manifest.defaults.solver, bundle.schedule, steps)
+    sigmas = [float(s) for s in bundle.schedule.sigmas(table.timesteps)]
     low, high = min(sigmas), max(sigmas)
 
     def level(share: float) -> float:

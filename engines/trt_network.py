@@ -35,6 +35,8 @@ AROUND_SOFTMAX = frozenset({"CAST", "ELEMENTWISE", "SHUFFLE", "IDENTITY", "SQUEE
 # A T5 encoder keeps one product of four in float32, a small conditioner a third of its weights.
 LEAST_SHARE = 0.5  # of the products' weights, that must compute in the type asked for
 LISTED = 20  # islands by name
+# With one modulation for all blocks, as PixArt has, all of its products are in float32.
+MAY_BE_FLOAT32 = frozenset({"conditioner"})
 
 
 def check_contract(network: Any, component: Component, compute: str) -> None:
@@ -197,6 +199,7 @@ def precision_facts(layers: Sequence[Layer]) -> Facts:
         "layer_types": _counts(layer.dtype for layer in layers if layer.dtype),
         "products": _counts(layer.dtype for layer in products),
         "product_weights": {name: weights[name] for name in sorted(weights)},
+        "stored_weights": _stored(layers),
         "weight_bytes": graph.weight_bytes(),
         "attention": {
             "products_around_softmax": sum(
@@ -223,9 +226,12 @@ def product_share(facts: Facts, precision: str) -> float:
 
 def check_precision(facts: Facts, precision: str, component: str) -> None:
     """Raises BackendError where the network does not compute in what was asked for: a 16-bit type
-    in at least `LEAST_SHARE`, float32 in everything."""
+    in at least `LEAST_SHARE`, float32 in everything. A conditioner whose weights are stored in
+    float32, but for tables that are added, keeps them."""
     share = product_share(facts, precision)
     least = 1.0 if precision == "fp32" else LEAST_SHARE
+    if component in MAY_BE_FLOAT32 and _is_stored_in_float32(facts):
+        return
     if share < least:
         named, products = OF_PRECISION[precision], facts["products"]
         raise BackendError(
@@ -234,6 +240,20 @@ def check_precision(facts: Facts, precision: str, component: str) -> None:
             f"it, and {least:.0%} have to; export the bundle again in {precision}, or ask for "
             "another precision"
         )
+
+
+def _stored(layers: Sequence[Layer]) -> dict[str, int]:
+    """Elements of constants by the type they are stored in."""
+    found: Counter[str] = Counter()
+    for layer in layers:
+        if layer.kind == "CONSTANT":
+            found[layer.dtype] += layer.weights
+    return {name: found[name] for name in sorted(found)}
+
+
+def _is_stored_in_float32(facts: Facts) -> bool:
+    stored: dict[str, int] = facts["stored_weights"]
+    return stored.get("FLOAT", 0) > 10 * sum(stored.get(name, 0) for name in NARROW)
 
 
 def _counts(names: Iterator[str]) -> dict[str, int]:

@@ -66,6 +66,8 @@ def exported(bundle_cache: Path) -> Callable[..., Path]:
         if not (folder / "gentron.json").is_file():
             from gentron.export.bundle_writer import export_bundle
 
+            # What a run left that was killed in the middle of this.
+            shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)
             export_bundle(model=preset, output=folder, **{precision: True})
         return folder
 

@@ -205,3 +205,20 @@ def test_the_bound_is_by_weights_and_not_by_number_of_products():
     found = precision_facts([*product(0, "FLOAT", 1001), *product(1, "HALF", 1000)])
     with pytest.raises(BackendError, match=r"50.0% of the weights.*1 of 2 products"):
         check_precision(found, "fp16", "conditioner")
+
+
+def test_a_conditioner_that_is_stored_in_float32_keeps_it():
+    """PixArt's: seven products in float32, and a table in 16 bits that is added."""
+
+    def network(stored: str) -> list[Layer]:
+        return [
+            Layer("w", "CONSTANT", stored, (), ("w",), 1000, 4000),
+            Layer("cast", "CAST", "FLOAT", ("w",), ("c",)),
+            Layer("p", "MATRIX_MULTIPLY", "FLOAT", ("x", "c"), ("y",)),
+            Layer("table", "CONSTANT", "HALF", (), ("t",), 20, 40),
+        ]
+
+    check_precision(precision_facts(network("FLOAT")), "fp16", "conditioner")
+    for stored, name in (("HALF", "conditioner"), ("FLOAT", "denoiser")):
+        with pytest.raises(BackendError, match=r"fp16 was asked for, but 0.0%"):
+            check_precision(precision_facts(network(stored)), "fp16", name)

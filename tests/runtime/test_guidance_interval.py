@@ -11,6 +11,7 @@ from gentron.errors import RequestError
 from gentron.runtime import Pipeline
 from gentron.runtime.generation import Generation
 from gentron.runtime.repeat import settings_of
+from gentron.solvers import solver_table
 
 ASK = {"seed": 3, "steps": 5, "guidance": 4.0}
 EVERYWHERE = (0.0, 1e9)
@@ -26,7 +27,9 @@ def finished(pipeline: Pipeline, **options) -> Generation:
 
 def middle(pipeline: Pipeline) -> tuple[float, float]:
     """Noise levels that steps 2 to 4 of 5 lie in, and the others do not."""
-    sigmas = pipeline.bundle.schedule.sigmas(pipeline.stream("", **ASK)._table.timesteps)
+    bundle = pipeline.bundle
+    table = solver_table(bundle.manifest.defaults.solver, bundle.schedule, ASK["steps"])
+    sigmas = bundle.schedule.sigmas(table.timesteps)
     return float(sigmas[4]), float(sigmas[1])
 
 
