@@ -8,7 +8,7 @@ from collections.abc import Hashable
 import numpy as np
 
 MEMORY = 0.1  # of an older measurement that one new one replaces
-NEAR_BEST = 0.92  # of the best throughput: a larger call gains less than it delays
+NEAR_BEST = 0.97  # of the best throughput: a larger call gains less than it delays
 UNKNOWN = 1.0  # seconds a call, before anything was measured
 
 

@@ -163,7 +163,7 @@ def _steppers(
         clients.setdefault(entry.client, []).append(entry)
     for own in clients.values():
         start = _start_of(own)
-        own.sort(key=lambda e: (start if e.due is None else e.due, e.arrived, e.id))
+        own.sort(key=lambda e: _rank(e, start))
     ring = [client for client in turns.ring if client in clients]
     ring += [client for client in clients if client not in ring]
     deficit = {client: turns.deficit.get(client, 0.0) for client in ring}
@@ -224,6 +224,12 @@ def _fill(lead: Entry, order: Sequence[Entry], limits: Limits) -> list[Entry]:
             units += entry.units
             samples += entry.samples
     return step
+
+
+def _rank(entry: Entry, start: float) -> tuple[float, bool, float, int]:
+    """A first step comes before those of others that are as far: who waits for it sees nothing."""
+    due = start if entry.due is None else entry.due
+    return due, entry.due is not None, entry.arrived, entry.id
 
 
 def _start_of(own: Sequence[Entry]) -> float:

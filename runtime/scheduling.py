@@ -35,8 +35,8 @@ IDLE = 60.0  # seconds between looks at an empty table
 class Capacity:
     """What may be under way at once."""
 
-    samples: int = 8  # of one latent shape
-    requests: int = 32
+    samples: int = 32  # of one latent shape
+    requests: int = 64
     state_bytes: int = 1 << 30
     table_rows: int = 1024  # modulation rows: one a distinct (text, step)
     texts: int = 64
@@ -161,10 +161,14 @@ class Scheduler:
         if work.stage == LEFT:  # cancelled meanwhile
             self._release(work)
             return
+        batch = self._batch(work)
         try:
-            self._batch(work).join(work.members)
+            batch.join(work.members)
         except Exception as error:  # no memory for its state, for example: its own failure
+            if not batch.members:
+                del self._batches[batch.shape]
             self._drop(work, error)
+            self._release(work)
             return
         work.stage = RUNNING
         work.on_state("running")
