@@ -7,6 +7,7 @@ One application for one `Service`. Whatever concerns every request (limits, who 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 import gentron
-from gentron.errors import RequestError
+from gentron.errors import GenTronError, RequestError
 from gentron.runtime import http_errors, http_images, http_videos
 from gentron.runtime.http_guard import Guard
 from gentron.runtime.http_models import VideoRequest
@@ -25,6 +26,7 @@ from gentron.runtime.jobs import JobStore, MemoryJobStore
 from gentron.runtime.metrics import Metrics
 from gentron.runtime.service import Service
 
+log = logging.getLogger(__name__)
 Size = tuple[int, int]
 
 
@@ -45,8 +47,12 @@ def create_app(
             state = app.state.gentron = ServerState(service, runner)
 
             async def make_ready() -> None:
-                await service.warm_up(warm_up)
-                state.ready = True
+                try:
+                    await service.warm_up(warm_up)
+                except GenTronError as error:
+                    log.error("not ready: the warm-up failed: %s", error)
+                else:
+                    state.ready = True
 
             task = asyncio.create_task(make_ready())
             try:

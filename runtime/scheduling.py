@@ -28,6 +28,7 @@ from gentron.runtime.ticket import Progress
 from gentron.runtime.work import LEFT, PREPARING, RUNNING, Needs, Work, latents_of
 
 log = logging.getLogger(__name__)
+COMPILED = 8  # samples at most where every size of a call has to be compiled
 IDLE = 60.0  # seconds between looks at an empty table
 
 
@@ -55,6 +56,8 @@ class Scheduler:
         rows = min(capacity.table_rows, most.get("T", capacity.table_rows))
         texts = min(capacity.texts, most.get("U", capacity.texts))
         samples = min(capacity.samples, most.get("B", capacity.samples))
+        if pipeline.backend.exact_shapes:
+            samples = min(samples, COMPILED)
         self._engine = engine
         self._tables = Tables(pipeline.bundle.config, engine, modulation=rows, texts=texts)
         sizes = tuple(n for n in (1, 2, 4, 8, 16, 32) if n < samples)

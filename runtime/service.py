@@ -120,19 +120,23 @@ class Service:
         """Draws what was declared once, so that no request meets an engine's first call: each of
         `sizes` in pixels, the bundle's own by default, alone and as many as share a call. Measures
         what calls take on the way."""
-        limits = self.scheduler.limits
+        bounds, compiled = self.options.bounds, self.pipeline.backend.exact_shapes
+        most = min(self.scheduler.limits.samples, bounds.requests, bounds.per_client)
         for size in list(sizes) or [self.pipeline.bundle.native_size]:
             for count in (1, 2, 4, 8, 16, 32):
-                if count <= limits.samples:
-                    await self._draw_together(count, size)
+                if count > most or not (await self._draw_together(count, size) or compiled):
+                    break
 
-    async def _draw_together(self, count: int, size: tuple[int, int]) -> None:
-        steps = 3
+    async def _draw_together(self, count: int, size: tuple[int, int]) -> bool:
+        """Returns whether larger calls may still pay."""
+        steps = 4
         tickets = [
             self.submit("warm up", seed=k, steps=steps, size=size, client="warm-up")
             for k in range(count)
         ]
         await asyncio.gather(*(ticket.result() for ticket in tickets))
+        shape = Request.of(self.pipeline.bundle, tickets[0].settings).shape
+        return self.scheduler.curve.best_units(shape) == float("inf")
 
     @property
     def healthy(self) -> bool:
