@@ -6,7 +6,7 @@ import asyncio
 import gc
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,22 +15,14 @@ import psutil
 import pytest
 
 from gentron.errors import (
-    BusyError,
     CancelledError,
-    DeadlineError,
     NonFiniteError,
-    RefusedError,
-    RequestError,
     ResourceError,
 )
 from gentron.runtime import Pipeline
-from gentron.runtime.admission import Bounds
 from gentron.runtime.request import Request
-from gentron.runtime.scheduling import Capacity
-from gentron.runtime.service import Filters, Options, Service
 
 SOLVERS = ("ddim", "dpm++2m", "ddpm", "unipc")
-MANY = Options(bounds=Bounds(requests=1000), capacity=Capacity(all_ride=True))
 
 
 def mixed(i: int) -> dict[str, Any]:
@@ -48,29 +40,6 @@ def mixed(i: int) -> dict[str, Any]:
         "batch": 1 + (i % 7 == 0),
         "solver": SOLVERS[i % 4],
     }
-
-
-def serve(
-    pipeline: Pipeline, work: Callable[[Service], Awaitable[Any]], options: Options = MANY
-) -> Any:
-    async def run() -> Any:
-        async with Service(pipeline, options) as service:
-            found = await work(service)
-            await quiet(service)
-            return found
-
-    return asyncio.run(run())
-
-
-async def quiet(service: Service) -> None:
-    """Everything that requests held comes back."""
-    for _ in range(400):
-        tables = service.scheduler._tables
-        held = (tables.modulation.in_use, tables.texts.in_use, service.admission.taken)
-        if held == (0, 0, 0) and not service.scheduler._batches:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(held)
 
 
 def assert_same(found: Any, wanted: Any) -> None:
@@ -97,29 +66,7 @@ def wanted(video_pipeline: Pipeline) -> Callable[[int], Any]:
     return get
 
 
-@pytest.fixture
-def faults(video_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[Callable[..., None]]:
-    """Called before every denoiser call with (rows, the seeds that it computes); may raise."""
-    hooks: list[Callable[..., None]] = []
-    engine = video_pipeline._engines["denoiser"]
-    bind = engine.bind
-
-    def watched(buffers: Any) -> Any:
-        call = bind(buffers)
-
-        class Call:
-            def run(self) -> None:
-                for hook in hooks:
-                    hook(buffers["row_sample"].shape[0])
-                call.run()
-
-        return Call()
-
-    monkeypatch.setattr(engine, "bind", watched, raising=False)
-    return hooks
-
-
-def test_twenty_four_requests_at_once_get_their_offline_pictures(video_pipeline, wanted):
+def test_twenty_four_requests_at_once_get_their_offline_pictures(serve, video_pipeline, wanted):
     async def work(service):
         tickets = [service.submit(**mixed(i)) for i in range(24)]
         results = [await ticket.result() for ticket in tickets]
@@ -131,7 +78,7 @@ def test_twenty_four_requests_at_once_get_their_offline_pictures(video_pipeline,
     assert [s.stage for s in results[0].stages] == ["text", "condition", "denoise", "decode"]
 
 
-def test_when_calls_take_a_few_of_them_the_pictures_are_the_same(video_pipeline, wanted):
+def test_when_calls_take_a_few_of_them_the_pictures_are_the_same(serve, video_pipeline, wanted):
     """Members without a step pass through, and slots are filled and left in any order."""
 
     async def work(service):
@@ -144,7 +91,7 @@ def test_when_calls_take_a_few_of_them_the_pictures_are_the_same(video_pipeline,
         assert_same(result, wanted(i))
 
 
-def test_five_hundred_requests_of_which_a_third_are_cancelled(video_pipeline, wanted):
+def test_five_hundred_requests_of_which_a_third_are_cancelled(serve, video_pipeline, wanted):
     """The rest are right, and nothing of the cancelled stays."""
     process, sizes, chance = psutil.Process(), [], random.Random(0)
     lost = set(chance.sample(range(500), 150))
@@ -181,7 +128,7 @@ def test_five_hundred_requests_of_which_a_third_are_cancelled(video_pipeline, wa
     assert np.polyfit(range(5), sizes[5:], 1)[0] < 1.0, sizes  # MiB for 50 requests
 
 
-def test_a_call_that_fails_once_is_tried_again(video_pipeline, wanted, faults):
+def test_a_call_that_fails_once_is_tried_again(serve, video_pipeline, wanted, faults):
     failed = []
 
     def once(rows):
@@ -199,7 +146,7 @@ def test_a_call_that_fails_once_is_tried_again(video_pipeline, wanted, faults):
     assert failed
 
 
-def test_calls_that_are_too_large_for_the_device_are_split(video_pipeline, wanted, faults):
+def test_calls_that_are_too_large_for_the_device_are_split(serve, video_pipeline, wanted, faults):
     seen = []
 
     def small(rows):
@@ -222,7 +169,7 @@ def test_calls_that_are_too_large_for_the_device_are_split(video_pipeline, wante
 
 
 @pytest.mark.parametrize("units", [float("inf"), 40.0])
-def test_a_sample_that_is_not_finite_fails_alone(video_pipeline, wanted, monkeypatch, units):
+def test_a_sample_that_is_not_finite_fails_alone(serve, video_pipeline, wanted, monkeypatch, units):
     samples = Request.samples
 
     def poisoned(self, encoded):
@@ -247,7 +194,9 @@ def test_a_sample_that_is_not_finite_fails_alone(video_pipeline, wanted, monkeyp
         assert_same(results[i], wanted(i))
 
 
-def test_no_memory_for_a_request_fails_it_and_later_ones_go_on(video_pipeline, wanted, monkeypatch):
+def test_no_memory_for_a_request_fails_it_and_later_ones_go_on(
+    serve, video_pipeline, wanted, monkeypatch
+):
     engine = video_pipeline._engines["denoiser"]
     buffer = engine.buffer
 
@@ -268,7 +217,9 @@ def test_no_memory_for_a_request_fails_it_and_later_ones_go_on(video_pipeline, w
         assert_same(results[i], wanted(i))
 
 
-def test_steps_go_on_while_a_text_is_encoded_and_a_picture_decoded(video_pipeline, monkeypatch):
+def test_steps_go_on_while_a_text_is_encoded_and_a_picture_decoded(
+    serve, video_pipeline, monkeypatch
+):
     slow = 0.6
     text, decode = video_pipeline._text.encode, video_pipeline.decode
 
@@ -302,43 +253,9 @@ def test_steps_go_on_while_a_text_is_encoded_and_a_picture_decoded(video_pipelin
     assert longest < slow / 2
 
 
-def test_a_full_queue_says_when_to_come_again_and_a_place_is_free_afterwards(video_pipeline):
-    options = Options(bounds=Bounds(requests=2, per_client=1))
-
-    async def work(service):
-        first = service.submit("a cat", seed=1, steps=50, client="a")
-        with pytest.raises(BusyError) as own:
-            service.submit("a cat", seed=1, steps=2, client="a")
-        second = service.submit("a dog", seed=1, steps=2, client="b")
-        with pytest.raises(BusyError) as full:
-            service.submit("a cat", seed=1, steps=2, client="c")
-        assert own.value.retry_after >= 1
-        assert full.value.retry_after >= 1
-        await second.result()
-        await service.submit("a cat", seed=1, steps=2, client="c").result()
-        first.cancel()
-
-    serve(video_pipeline, work, options)
-
-
-def test_a_deadline_that_cannot_be_met_is_refused_and_one_that_passes_ends_the_request(
-    video_pipeline, faults
+def test_cancelling_stops_the_steps_of_that_request_and_no_others(
+    serve, video_pipeline, wanted, faults
 ):
-    async def work(service):
-        await service.submit("a cat", seed=1, steps=8).result()  # measures a step
-        with pytest.raises(DeadlineError, match="cannot be met"):
-            service.submit("a cat", seed=1, steps=200, deadline=1e-4)
-        faults.append(lambda rows: time.sleep(0.2))
-        late = service.submit("a cat", seed=1, steps=100, deadline=1.0)
-        started = time.monotonic()
-        with pytest.raises(DeadlineError, match="passed"):
-            await late.result()
-        return time.monotonic() - started
-
-    assert serve(video_pipeline, work) < 2.0
-
-
-def test_cancelling_stops_the_steps_of_that_request_and_no_others(video_pipeline, wanted, faults):
     calls = []
     faults.append(lambda rows: (calls.append(rows), time.sleep(0.01)))
 
@@ -359,7 +276,7 @@ def test_cancelling_stops_the_steps_of_that_request_and_no_others(video_pipeline
     assert len(calls) < 50
 
 
-def test_a_slow_reader_holds_nobody_up_and_misses_no_preview(video_pipeline):
+def test_a_slow_reader_holds_nobody_up_and_misses_no_preview(serve, video_pipeline):
     async def work(service):
         slow = service.submit("a cat", seed=1, steps=30, previews=[3, 20])
         quick = service.submit("a dog", seed=1, steps=30)
@@ -374,7 +291,7 @@ def test_a_slow_reader_holds_nobody_up_and_misses_no_preview(video_pipeline):
     assert len(rest) < 30
 
 
-def test_the_last_preview_is_nearly_the_picture(video_pipeline):
+def test_the_last_preview_is_nearly_the_picture(serve, video_pipeline):
     async def work(service):
         ticket = service.submit("a cat", seed=1, steps=6, previews=[0, 4])
         previews = [step.preview async for step in ticket if step.preview is not None]
@@ -387,7 +304,7 @@ def test_the_last_preview_is_nearly_the_picture(video_pipeline):
     assert np.abs(late.astype(int) - expected[4]).max() <= 1
 
 
-def test_leaving_a_ticket_cancels_it(video_pipeline):
+def test_leaving_a_ticket_cancels_it(serve, video_pipeline):
     async def work(service):
         async with service.submit("a cat", seed=1, steps=200) as ticket:
             await anext(aiter(ticket))
@@ -395,56 +312,3 @@ def test_leaving_a_ticket_cancels_it(video_pipeline):
             await ticket.result()
 
     serve(video_pipeline, work)
-
-
-def test_filters_refuse_a_prompt_at_once_and_a_picture_before_it_is_given(video_pipeline):
-    def prompt(text):
-        return "no rats" if "rat" in text else None
-
-    def picture(pictures):
-        return "too dark" if pictures.shape[1] == 1 else None
-
-    async def work(service):
-        for refused in ({"prompt": "a rat"}, {"prompt": "a cat", "negative": "a rat"}):
-            with pytest.raises(RefusedError, match="no rats"):
-                service.submit(**refused)
-        with pytest.raises(RefusedError, match="too dark"):
-            await service.submit("a cat", seed=1, steps=1).result()
-        return await service.submit("a cat", seed=1, steps=1, frames=2).result()
-
-    options = Options(filters=Filters(prompt, picture))
-    assert serve(video_pipeline, work, options).videos.shape[1] == 2
-
-
-@pytest.mark.parametrize(
-    ("request_", "field"),
-    [
-        ({"steps": 201}, "steps"),
-        ({"batch": 5}, "n"),
-        ({"prompt": "x" * 5000}, "prompt"),
-        ({"priority": 3}, "priority"),
-        ({"previews": range(9)}, "previews"),
-        ({"size": (17, 16)}, "size"),
-        ({"solver": "magic"}, "solver"),
-    ],
-)
-def test_what_can_never_be_done_is_refused_by_name(video_pipeline, request_, field):
-    async def work(service):
-        with pytest.raises(RequestError) as refused:
-            service.submit(**{"prompt": "a cat", **request_})
-        assert refused.value.field == field
-
-    serve(video_pipeline, work)
-
-
-def test_closing_ends_what_is_under_way(video_pipeline):
-    async def run():
-        async with Service(video_pipeline) as service:
-            tickets = [service.submit("a cat", seed=k, steps=200) for k in range(4)]
-            await anext(aiter(tickets[0]))
-        found = await outcomes(tickets)
-        with pytest.raises(CancelledError, match="closed"):
-            service.submit("a cat")
-        return found
-
-    assert all(isinstance(error, CancelledError) for error in asyncio.run(run()))
