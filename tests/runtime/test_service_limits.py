@@ -38,14 +38,14 @@ def test_a_deadline_that_cannot_be_met_is_refused_and_one_that_passes_ends_the_r
         await service.submit("a cat", seed=1, steps=8).result()  # measures a step
         with pytest.raises(DeadlineError, match="cannot be met"):
             service.submit("a cat", seed=1, steps=200, deadline=1e-4)
-        faults.append(lambda rows: time.sleep(0.2))
-        late = service.submit("a cat", seed=1, steps=100, deadline=1.0)
+        faults.append(lambda rows: time.sleep(0.5))
+        late = service.submit("a cat", seed=1, steps=20, deadline=2.0)
         started = time.monotonic()
         with pytest.raises(DeadlineError, match="passed"):
             await late.result()
         return time.monotonic() - started
 
-    assert serve(video_pipeline, work) < 2.0
+    assert serve(video_pipeline, work) < 4.0
 
 
 def test_filters_refuse_a_prompt_at_once_and_a_picture_before_it_is_given(serve, video_pipeline):
