@@ -27,6 +27,7 @@ NUM_INPUTS = NUM_SLOTS + 2
 FLOW_START_MARGIN = 1e-6
 # With fewer steps than this, `lower_order_final` ends 2M with a first-order step (as in diffusers).
 FEW_STEPS = 15
+DMD_TIMESTEP = 400  # PixArt-alpha's DMD checkpoints
 LCM_SIGMA_DATA = 0.5  # Luo et al. 2023, arXiv 2310.04378, and diffusers
 
 
@@ -229,6 +230,22 @@ def lcm(schedule: NoiseSchedule, steps: int) -> tuple[Path, Float64Array]:
         (path.sigma[1:], _unit_rows(steps, NOISE)),
     )
     return path, _memoryless(latents)
+
+
+def dmd(schedule: NoiseSchedule, steps: int) -> tuple[Path, Float64Array]:
+    """Distribution matching distillation, Yin et al. 2024, arXiv 2311.18828, eq. 1: one step from
+    unit noise to the network's x0. PixArt's student was trained to make it from t = 400 (diffusers'
+    class DDPMScheduler with timesteps=[400])."""
+    if steps != 1:
+        raise RequestError("steps", f"dmd takes one step, got {steps}; give 1, or use lcm")
+    if schedule.num_train_timesteps <= DMD_TIMESTEP:
+        raise RequestError(
+            "solver",
+            f"dmd starts at timestep {DMD_TIMESTEP} and this model has "
+            f"{schedule.num_train_timesteps}; use another solver",
+        )
+    path = _integer_path(schedule, np.array([DMD_TIMESTEP]), 1.0)
+    return path, _memoryless(_data_rows(schedule, path.alpha[:-1], path.sigma[:-1]))
 
 
 class _Multistep(NamedTuple):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gentron.errors import BundleError, RequestError
 from gentron.schedule import Float64Array, NoiseSchedule, Prediction
-from gentron.solver_coefficients import NOISE, Path, ddim, ddpm, dpm_2m, euler, lcm, unipc
+from gentron.solver_coefficients import NOISE, Path, ddim, ddpm, dmd, dpm_2m, euler, lcm, unipc
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,7 @@ class Solver:
     build: Callable[..., tuple[Path, Float64Array]]  # of (schedule, steps), and eta if it takes it
     takes_eta: bool = False
     clips: bool = False  # its diffusers class honours clip_sample
+    only_steps: int | None = None  # the one number of steps that it is defined for
 
 
 def solver_table(
@@ -118,5 +119,8 @@ SOLVERS: dict[str, Solver] = {
     "dpm++2m": Solver("DPM-Solver++(2M)", _ALL, dpm_2m),
     "unipc": Solver("UniPC-2, predictor and corrector", _ALL, unipc),
     "lcm": Solver("few steps of a consistency student", _VARIANCE_PRESERVING, lcm, clips=True),
+    "dmd": Solver(
+        "the one step of a DMD student", _VARIANCE_PRESERVING, dmd, clips=True, only_steps=1
+    ),
     "euler": Solver("Euler's method on the flow", ("flow_prediction",), euler),
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gentron.solvers import SOLVERS
 from gentron.train.prompts import Prompt
 from gentron.train.report import write_text
 from gentron.train.score import Artist, judge_all, see, shares
@@ -29,7 +30,12 @@ class Cell(NamedTuple):
 
 def plan(solvers: Sequence[str], default: Cell) -> list[Cell]:
     """Every solver with every step count, then the guidance scales at the default solver."""
-    grid = [Cell(solver, steps, default.guidance) for solver in solvers for steps in STEP_COUNTS]
+    grid = [
+        Cell(solver, steps, default.guidance)
+        for solver in solvers
+        for steps in STEP_COUNTS
+        if SOLVERS[solver].only_steps in (None, steps)
+    ]
     scales = [default._replace(guidance=scale) for scale in (*GUIDANCES, default.guidance)]
     return list(dict.fromkeys(grid + scales))
 

@@ -64,7 +64,7 @@ def test_info_names_components_precisions_sizes_weights_and_digest(
     total = sum((tiny_bundle / name).stat().st_size for name in opened.manifest.files)
     assert re.search(rf"^ *total +{total / 1e6:.1f} MB$", text, re.MULTILINE)
     assert re.search("^ *native size +16x16$", text, re.MULTILINE)
-    assert re.search(r"^ *solvers +ddim, ddpm, dpm\+\+2m, unipc, lcm$", text, re.MULTILINE)
+    assert re.search(r"^ *solvers +ddim, ddpm, dpm\+\+2m, unipc, lcm, dmd$", text, re.MULTILINE)
 
 
 def test_info_as_json_holds_the_same_facts(said: Callable[..., str], tiny_bundle: Path) -> None:

@@ -59,7 +59,10 @@ def path_at(schedule: NoiseSchedule, t: float) -> tuple[float, float]:
 
 
 PAIRS = [
-    (name, prediction) for name, solver in SOLVERS.items() for prediction in solver.predictions
+    (name, prediction)
+    for name, solver in SOLVERS.items()
+    if solver.only_steps is None
+    for prediction in solver.predictions
 ]
 
 
@@ -316,15 +319,15 @@ def test_the_defaults_of_every_preset_have_a_table(spec: ModelSpec) -> None:
 
 
 def test_solvers_for_lists_what_a_prediction_type_has() -> None:
-    discrete_solvers = ["ddim", "ddpm", "dpm++2m", "unipc", "lcm"]
+    discrete_solvers = ["ddim", "ddpm", "dpm++2m", "unipc", "lcm", "dmd"]
     assert solvers_for(schedule_for("epsilon")) == discrete_solvers
     assert solvers_for(schedule_for("v_prediction")) == discrete_solvers
     assert solvers_for(schedule_for("flow_prediction")) == ["ddim", "dpm++2m", "unipc", "euler"]
 
 
 REFUSED: list[tuple[str, str, dict[str, Any], str, str]] = [
-    ("heun", "epsilon", {}, "solver", r"one of ddim, ddpm, dpm\+\+2m, unipc, lcm, euler"),
-    ("euler", "epsilon", {}, "solver", r"one of ddim, ddpm, dpm\+\+2m, unipc, lcm$"),
+    ("heun", "epsilon", {}, "solver", r"one of ddim, ddpm, dpm\+\+2m, unipc, lcm, dmd, euler"),
+    ("euler", "epsilon", {}, "solver", r"one of ddim, ddpm, dpm\+\+2m, unipc, lcm, dmd$"),
     ("ddpm", "flow_prediction", {}, "solver", r"one of ddim, dpm\+\+2m, unipc, euler$"),
     ("ddim", "epsilon", {"steps": 0}, "steps", "from 1 to 1000, got 0"),
     ("ddim", "epsilon", {"steps": -3}, "steps", "from 1 to 1000, got -3"),
