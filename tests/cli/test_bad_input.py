@@ -79,7 +79,7 @@ def test_an_unknown_solver_is_refused_with_the_known_ones(
 def test_a_solver_that_the_model_has_no_prediction_for_is_refused(image_refused: Refused) -> None:
     line = image_refused("a cat", "--solver", "euler")
     assert line.startswith("error: solver: 'euler' is not defined for epsilon models")
-    assert line.endswith("one of ddim, ddpm, dpm++2m, unipc, lcm")
+    assert line.endswith("one of ddim, ddpm, dpm++2m, unipc, lcm, dmd")
 
 
 @pytest.mark.parametrize("backend", ["cuda", "", "ONNXRUNTIME"])
