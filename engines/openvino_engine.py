@@ -54,7 +54,7 @@ class Model:
 
 
 @functools.cache
-def _core() -> Any:
+def openvino_core() -> Any:
     """One for the process, and never freed: OpenVINO 2026.4 installs a stack for signal handlers
     with each, and of two that are freed in the order they were made, the second puts back that of
     the first, which is gone. The next Ctrl-C would then crash the process."""
@@ -69,7 +69,7 @@ class OpenVinoCpu:
         """`threads` 0: all physical cores."""
         openvino = import_openvino()
         self.version, self.threads = str(openvino.__version__), threads
-        self._openvino, self._core = openvino, _core()
+        self._openvino, self._core = openvino, openvino_core()
         self._int8: tuple[Path, Any] | None = None  # rounded last
         try:
             self.name = str(self._core.get_property("CPU", "FULL_DEVICE_NAME"))

@@ -86,7 +86,7 @@ def run_isolated(
         log.unlink()
         return Finished(message["result"], peak)
     if process.returncode == FAILED and "error" in message:
-        raise _error(str(message["error"]), str(message["text"]))
+        raise known_error(str(message["error"]), str(message["text"]))
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
         raise ResourceError(
@@ -134,7 +134,7 @@ def _own_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _error(name: str, text: str) -> GenTronError:
+def known_error(name: str, text: str) -> GenTronError:
     """The child's error under its own class, so that callers need not know of processes."""
     kind = getattr(errors, name)
     assert issubclass(kind, GenTronError), name

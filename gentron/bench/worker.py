@@ -1,0 +1,107 @@
+"""`python -m gentron.bench.worker KIND`: one contender in a process of its own.
+
+It reads lines of JSON from standard input, the work first and then what to do with it, and answers
+each with one line. It ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from gentron.bench.work import Work
+from gentron.engines.host_memory import peak_bytes
+from gentron.errors import GenTronError
+
+Array = npt.NDArray[Any]
+SHORT = 0.1  # seconds; shorter calls get one that does not count first, to wake threads and caches
+
+
+class Runner(ABC):
+    """A contender, loaded and ready. `facts` go into its rows: label, precision, versions."""
+
+    facts: dict[str, Any]
+
+    @abstractmethod
+    def run(self) -> None:
+        """The work, once, with its results on the host."""
+
+    def outputs(self) -> dict[str, Array]:
+        """Of the last run, by `number of the call.tensor`; empty if there is nothing to compare."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027  most hold nothing but memory
+        """Ends what it started."""
+
+
+def runner(kind: str, work: Work) -> Runner:
+    """Imports no more than this kind needs."""
+    if kind.startswith("torch"):
+        from gentron.bench.torch_peer import TorchRunner
+
+        return TorchRunner(work, compiled=kind.endswith("-compile"))
+    if kind.startswith("diffusers"):
+        from gentron.bench.diffusers_peer import PixArtRunner
+
+        return PixArtRunner(work, compiled=kind.endswith("-compile"))
+    if kind == "machine":
+        from gentron.bench.machine import GemmRunner
+
+        return GemmRunner(work)
+    from gentron.bench.ours import EngineRunner
+
+    return EngineRunner(work, kind)
+
+
+def timed(run: Callable[[], None], seconds: float) -> list[float]:
+    """Times of single runs until they fill `seconds`; one at least."""
+    found: list[float] = []
+    while not found or sum(found) < seconds:
+        started = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def serve(kind: str, answers: BinaryIO) -> int:
+    def answer(**values: Any) -> None:
+        answers.write(json.dumps(values).encode() + b"\n")
+        answers.flush()
+
+    try:
+        started = time.perf_counter()
+        made = runner(kind, Work.from_json(sys.stdin.readline()))
+        made.run()
+        last = timed(made.run, 0)[0]
+        answer(facts=made.facts, prepare_s=time.perf_counter() - started, first_s=last)
+        for line in sys.stdin:
+            asked = json.loads(line)
+            if "seconds" in asked:
+                if last < SHORT:
+                    made.run()
+                times = timed(made.run, asked["seconds"])
+                last = times[-1]
+                answer(times=times, peak=peak_bytes())
+            else:
+                np.savez(Path(asked["outputs"]), **made.outputs())  # type: ignore[arg-type]
+                answer(written=True)
+        made.close()
+    except GenTronError as error:
+        answer(error=type(error).__name__, text=str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    # Libraries print to standard output; answers have a descriptor of their own.
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        sys.exit(serve(sys.argv[1], answers))
