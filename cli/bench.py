@@ -36,6 +36,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]
 @click.option("--frames", type=click.IntRange(min=1), help="Of a video [the model's own].")
 @click.option("--guidance", type=float, help="[the bundle's default]")
 @click.option("--motion", type=float, help="[the bundle's default]")
+@click.option("--depth", type=click.IntRange(min=1), help="Only so many blocks of a preset.")
 @click.option("--threads", type=click.IntRange(min=1), help="[all physical cores]")
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True,
               help="In which all take turns.")  # fmt: skip
@@ -56,6 +57,7 @@ def cli(
     frames: int | None,
     guidance: float | None,
     motion: float | None,
+    depth: int | None,
     threads: int | None,
     rounds: int,
     seconds: float,
@@ -80,6 +82,7 @@ def cli(
         frames=frames,
         guidance=guidance,
         motion=motion,
+        depth=depth or 0,
         threads=threads or 0,
         rounds=rounds,
         seconds=seconds,

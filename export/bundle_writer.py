@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save
 
 import gentron
 from gentron.bundle import MANIFEST, NULL_TEXT, REPORT, FileEntry, Manifest, tokenizer_file
+from gentron.config import ModelSpec
 from gentron.contract import text_encoder_name
 from gentron.digests import remember
 from gentron.errors import BundleError, OutputError, RequestError
@@ -50,7 +51,7 @@ ISOLATED = 1_000_000_000  # bytes
 
 def export_bundle(
     *,
-    model: str | None = None,
+    model: str | ModelSpec | None = None,
     checkpoint: Path | str | None = None,
     loras: Sequence[str] = (),
     video: bool = False,
@@ -68,9 +69,9 @@ def export_bundle(
 ) -> Path:
     """Exports one model; keywords are the options of `gentron-export`. Returns the bundle.
 
-    One of `model` (a preset's name) and `checkpoint` (a folder), into which `loras` (FILE or
-    FILE:SCALE) are merged and to which `video` adds untrained temporal layers; at most one of the
-    precisions, fp16 by default. fp16 and bf16 bundles also hold float32 graphs over the same
+    One of `model` (a preset, by name or itself) and `checkpoint` (a folder), into which `loras`
+    (FILE or FILE:SCALE) are merged and to which `video` adds untrained temporal layers; at most one
+    of the precisions, fp16 by default. fp16 and bf16 bundles also hold float32 graphs over the same
     weights. Every graph is compared with torch before anything appears at `output` (default:
     ./NAME). `only` exports some components; the rest of the bundle is left out. What an interrupted
     export has finished stays in a hidden folder beside the output, and `resume` goes on from there.
@@ -91,7 +92,7 @@ def export_bundle(
         field, advice = ("lora", "--checkpoint") if loras else ("video", f"--model {model}-video")
         raise RequestError(field, f"a preset has random weights; give {advice} instead")
     origin = (
-        from_preset(preset(model))
+        from_preset(model if isinstance(model, ModelSpec) else preset(model))
         if model is not None
         else from_checkpoint(Path(str(checkpoint)), loras)
     )

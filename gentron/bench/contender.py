@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,31 +20,39 @@ from gentron.isolated import known_error
 
 @dataclass
 class Contender:
-    """`kind` is a backend's or a peer's name, or "machine". Use as a context manager."""
+    """`command` runs `worker.serve`, `payload` is its first line. Use as a context manager."""
 
-    kind: str
-    work: Work
-    threads: int  # for peers, whose libraries want a number
+    name: str
+    command: Sequence[str]
+    payload: str
     log: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     facts: dict[str, Any] = field(default_factory=dict)
     rounds: list[list[float]] = field(default_factory=list)  # times in seconds of each round
     peak_bytes: int = 0
     prepare_s: float = 0.0
 
+    @classmethod
+    def of(cls, kind: str, work: Work, threads: int, log: Path) -> Contender:
+        """`kind` is a backend's or a peer's name, or "machine"; peers need to know the threads."""
+        command = [sys.executable, "-m", "gentron.bench.worker", kind]
+        return cls(kind, command, work.to_json(), log, environment(kind, threads))
+
     def __enter__(self) -> Contender:
         """Starts it and waits until it has run the work once; raises what it raised."""
         with self.log.open("w") as complaints:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gentron.bench.worker", self.kind],
+                self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
-                env=environment(self.kind, self.threads),
+                env=self.environment,
                 text=True,
             )
         try:
-            ready = self._ask(self.work.to_json())
+            ready = self._ask(self.payload)
         except BaseException:
+            self._process.kill()
             self.__exit__()
             raise
         self.facts, self.prepare_s = ready["facts"], ready["prepare_s"]
@@ -96,8 +106,16 @@ class Contender:
         lines = self.log.read_text("utf-8", "replace").splitlines()
         if status < 0:
             raise ResourceError(
-                f"{self.kind}: its process was killed ({signal.Signals(-status).name}); SIGKILL is "
+                f"{self.name}: its process was killed ({signal.Signals(-status).name}); SIGKILL is "
                 "mostly the system running out of memory: close other programs, or measure less"
             )
         last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-        raise BackendError(f"{self.kind}: its process ended with {status}: {last.strip()[:300]}")
+        raise BackendError(f"{self.name}: its process ended with {status}: {last.strip()[:300]}")
+
+
+def in_turns(contenders: Sequence[Contender], rounds: int, seconds: float) -> None:
+    """Each runs for `seconds` in every round, one after the other; who is first changes."""
+    for number in range(rounds):
+        turn = number % len(contenders) if contenders else 0
+        for contender in (*contenders[turn:], *contenders[:turn]):
+            contender.measure(seconds)

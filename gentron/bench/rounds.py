@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gentron.agreement import TOLERANCES, compare
-from gentron.bench.contender import Contender
+from gentron.bench.contender import Contender, in_turns
 from gentron.bench.peers import PEERS
 from gentron.bench.work import Work
 from gentron.bundle import Bundle
@@ -74,39 +74,36 @@ def measure(
             if kind in PEERS or kind == MACHINE:
                 asked = replace(asked, threads=threads)
             say(f"{work.stage} {precision}: {kind} is getting ready")
-            contender = Contender(kind, asked, threads, logs / f"{work.stage}-{kind}.log")
+            contender = Contender.of(kind, asked, threads, logs / f"{work.stage}-{kind}.log")
             try:
                 started.append(stack.enter_context(contender))
             except GenTronError as error:
                 failed[kind] = Row(kind, asked.precision, work.stage, None, problem=str(error))
-        machine = next((c for c in started if c.kind == MACHINE), None)
-        timed = [c for c in started if c.kind != MACHINE]
+        machine = next((c for c in started if c.name == MACHINE), None)
+        timed = [c for c in started if c.name != MACHINE]
         differences = _differences(bundle, work, timed, logs)
-        for number in range(rounds):
-            say(f"{work.stage} {work.precision}: round {number + 1} of {rounds}")
-            turn = number % len(started) if started else 0
-            for contender in (*started[turn:], *started[:turn]):
-                contender.measure(seconds)
-    samples = work.sizes.get("B", work.sizes.get("K", 1))
-    rows = {c.kind: _row(c, timed[0], machine, samples) for c in timed}
+        say(f"{work.stage} {work.precision}: {rounds} rounds")
+        in_turns(started, rounds, seconds)
+    rows = {c.name: _row(c, work, timed[0], machine) for c in timed}
     for kind, difference in differences.items():
         rows[kind].difference = difference
     peak = _peak(machine) if machine else {"problem": failed[MACHINE].problem}
     return [rows.get(kind) or failed[kind] for kind in kinds], peak
 
 
-def _row(contender: Contender, first: Contender, machine: Contender | None, samples: int) -> Row:
+def _row(contender: Contender, work: Work, first: Contender, machine: Contender | None) -> Row:
+    samples = work.sizes.get("B", work.sizes.get("K", 1))
     times = sorted(t for round_ in contender.rounds for t in round_)
     median = statistics.median(times)
     low, high = np.percentile(times, (25, 75))
     row = Row(
-        contender.kind,
+        contender.name,
         contender.facts["precision"],
-        contender.work.stage,
+        work.stage,
         median,
         label=contender.facts["label"],
         device=contender.facts["device"],
-        sizes=contender.work.sizes,
+        sizes=work.sizes,
         min_s=times[0],
         spread=float(high - low) / 2 / median,
         calls=len(times),
@@ -153,7 +150,7 @@ def _differences(
     found: dict[str, float] = {}
     loaded: list[tuple[Contender, dict[str, Any]]] = []
     for contender in timed:
-        with np.load(contender.outputs(folder / f"{contender.kind}.npz")) as values:
+        with np.load(contender.outputs(folder / f"{contender.name}.npz")) as values:
             loaded.append((contender, dict(values)))
     for contender, values in loaded[1:]:
         if not values:
@@ -167,13 +164,13 @@ def _differences(
                 for v in (values, loaded[0][1])
             )  # fmt: skip
             compute = PRECISIONS[contender.facts["precision"]]
-            for a in compare(component, compute, call.case, got, wanted, contender.kind):
+            for a in compare(component, compute, call.case, got, wanted, contender.name):
                 worst = max(worst, a.max_relative)
                 if not a.max_relative <= SIDES * TOLERANCES[compute].max_relative:
                     raise BackendError(
-                        f"{contender.kind}: its {a.output} of {call.component} is off by "
-                        f"{a.max_relative:.1e} of its range from that of {timed[0].kind}: not the "
+                        f"{contender.name}: its {a.output} of {call.component} is off by "
+                        f"{a.max_relative:.1e} of its range from that of {timed[0].name}: not the "
                         "same work, so no figures; run gentron-check"
                     )
-        found[contender.kind] = worst
+        found[contender.name] = worst
     return found

@@ -10,14 +10,12 @@ from gentron.bench.machine import machine_facts, physical_cores
 from gentron.bench.peers import check_peers
 from gentron.bench.report import Report
 from gentron.bench.rounds import measure
-from gentron.bench.temporary import find_bundle
+from gentron.bench.temporary import find_bundle, is_preset
 from gentron.bench.work import STAGES, request_of, stage_work
-from gentron.bundle import packaged_names
 from gentron.contract import PRECISIONS
 from gentron.engines import backend_named
 from gentron.engines.registry import BACKENDS
 from gentron.errors import BackendError, RequestError
-from gentron.presets import PRESETS
 
 ROUNDS, SECONDS = 7, 0.5
 
@@ -34,6 +32,7 @@ def run_benchmark(
     frames: int | None = None,
     guidance: float | None = None,
     motion: float | None = None,
+    depth: int = 0,
     threads: int = 0,
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
@@ -56,8 +55,8 @@ def run_benchmark(
     with backend_named(backends[0] if backends else None) as first:
         backends = backends or [first.name]
         precisions = precisions or first.precisions[:1]
-    stages = stages or (("step",) if _is_preset(name) else STAGES)
-    bundle = find_bundle(name, stages, say)
+    stages = stages or (("step",) if is_preset(name) else STAGES)
+    bundle = find_bundle(name, stages, say, depth)
     request = request_of(
         bundle, size=size, batch=batch, frames=frames, guidance=guidance, motion=motion
     )
@@ -86,10 +85,6 @@ def run_benchmark(
 def _fitting(against: Sequence[str], stage: str) -> list[str]:
     """diffusers has an equal of the step alone."""
     return [name for name in against if stage == "step" or not name.startswith("diffusers")]
-
-
-def _is_preset(name: str) -> bool:
-    return name in PRESETS and name not in packaged_names() and not Path(name).exists()
 
 
 def _check_names(field: str, given: Sequence[str], known: Sequence[str]) -> None:

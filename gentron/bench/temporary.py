@@ -7,39 +7,46 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gentron.bench.ours import mark_temporary
 from gentron.bench.work import stage_components
-from gentron.bundle import Bundle
+from gentron.bundle import Bundle, packaged_names
 from gentron.contract import contract
 from gentron.digests import cache_folder
-from gentron.errors import BundleError, RequestError, ResourceError
+from gentron.errors import BundleError, RequestError
+from gentron.isolated import run_isolated
 from gentron.latents import vae_factor
 from gentron.presets import PRESETS, preset
 
-EXPORT = "import sys; sys.argv[0] = 'gentron-export'; from gentron.cli.export import main; main()"
+
+def is_preset(name: str) -> bool:
+    """Whether it names a preset and no bundle."""
+    return name in PRESETS and name not in packaged_names() and not Path(name).exists()
 
 
-def find_bundle(name: str, stages: Sequence[str], say: Callable[[str], None]) -> Bundle:
+def find_bundle(
+    name: str, stages: Sequence[str], say: Callable[[str], None], depth: int = 0
+) -> Bundle:
     """A bundle by name or folder, or that of a preset, of which what the stages need is exported
-    if it is not there yet.
+    if it is not there yet; `depth` keeps so many of a preset's blocks.
 
     Raises BundleError for a name that is neither, and RequestError if the export needs packages
     that are not installed.
     """
-    try:
+    if not is_preset(name):
+        if depth:
+            raise RequestError("depth", f"is for presets; one of {', '.join(PRESETS)}")
         return Bundle.open(name)
-    except BundleError:
-        if name not in PRESETS or Path(name).exists():
-            raise
     spec = preset(name)
+    if depth:
+        spec = replace(spec, transformer=replace(spec.transformer, depth=depth))
     names = contract(spec.transformer, vae_factor(spec.vae))
     wanted = [name for stage in stages for name in stage_components(names, stage)]
-    folder = cache_folder() / "bench" / "-".join([name, *wanted])
+    cut = [f"{depth}-blocks"] if depth else []
+    folder = cache_folder() / "bench" / "-".join([name, *cut, *wanted])
     try:
         found = Bundle.open(folder)
         if found.config == spec.transformer:
@@ -53,12 +60,12 @@ def find_bundle(name: str, stages: Sequence[str], say: Callable[[str], None]) ->
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     say(f"exporting {', '.join(wanted)} of {name} with random weights to {folder}")
-    command = [sys.executable, "-c", EXPORT, "--model", name, "-o", str(folder)]
-    command += [part for component in wanted for part in ("--only", component)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise ResourceError(
-            f"{name}: the export ended with {done.returncode}; see above, then repeat the command"
-        )
+    run_isolated(
+        name,
+        "gentron.bench.export_worker",
+        [name, str(depth), str(folder), *wanted],
+        folder.with_suffix(".log"),
+        lambda doing, share, _: say(f"{doing}, {share:.0%}"),
+    )
     mark_temporary(folder)
     return Bundle.open(folder)

@@ -32,8 +32,9 @@ class Runner(ABC):
     facts: dict[str, Any]
 
     @abstractmethod
-    def run(self) -> None:
-        """The work, once, with its results on the host."""
+    def run(self) -> float | None:
+        """The work, once, with its results on the host. Returns seconds if only a part of it is to
+        count."""
 
     def outputs(self) -> dict[str, Array]:
         """Of the last run, by `number of the call.tensor`; empty if there is nothing to compare."""
@@ -62,27 +63,39 @@ def runner(kind: str, work: Work) -> Runner:
     return EngineRunner(work, kind)
 
 
-def timed(run: Callable[[], None], seconds: float) -> list[float]:
+def timed(run: Callable[[], float | None], seconds: float) -> list[float]:
     """Times of single runs until they fill `seconds`; one at least."""
-    found: list[float] = []
-    while not found or sum(found) < seconds:
+    found, whole = list[float](), 0.0
+    while not found or whole < seconds:
         started = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - started)
+        part = run()
+        taken = time.perf_counter() - started
+        whole += taken
+        found.append(taken if part is None else part)
     return found
 
 
-def serve(kind: str, answers: BinaryIO) -> int:
+def serve(make: Callable[[str], Runner]) -> int:
+    """Makes the runner from the first line, then answers until there are no more; an exit
+    status. Answers go to the descriptor that was standard output, which is standard error from
+    here on: libraries print."""
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        return _serve(make, answers)
+
+
+def _serve(make: Callable[[str], Runner], answers: BinaryIO) -> int:
     def answer(**values: Any) -> None:
         answers.write(json.dumps(values).encode() + b"\n")
         answers.flush()
 
     try:
         started = time.perf_counter()
-        made = runner(kind, Work.from_json(sys.stdin.readline()))
+        made = make(sys.stdin.readline())
         made.run()
+        ready = time.perf_counter() - started
         last = timed(made.run, 0)[0]
-        answer(facts=made.facts, prepare_s=time.perf_counter() - started, first_s=last)
+        answer(facts=made.facts, prepare_s=ready)
         for line in sys.stdin:
             asked = json.loads(line)
             if "seconds" in asked:
@@ -101,7 +114,4 @@ def serve(kind: str, answers: BinaryIO) -> int:
 
 
 if __name__ == "__main__":
-    # Libraries print to standard output; answers have a descriptor of their own.
-    with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)
-        sys.exit(serve(sys.argv[1], answers))
+    sys.exit(serve(lambda line: runner(sys.argv[1], Work.from_json(line))))

@@ -20,7 +20,7 @@ FOLDERS = {  # folder of the checkout -> package it is installed as
     "runtime": "gentron.runtime",
     "cli": "gentron.cli",
 }
-LAYERS = (*FOLDERS.values(), "gentron.model", "gentron.train")
+LAYERS = (*FOLDERS.values(), "gentron.model", "gentron.train", "gentron.bench")
 REFERENCE_ONLY = frozenset({"torch", "onnx", "transformers", "diffusers"})
 NOT_AT_START = (*sorted(REFERENCE_ONLY), "onnxruntime")
 SECONDS_TO_IMPORT = 0.3
@@ -45,6 +45,11 @@ RULES = {
     "gentron.export": Rule(("gentron", "gentron.model"), ("gentron.engines",)),
     "gentron.engines": Rule(("gentron",), never=REFERENCE_ONLY),
     "gentron.runtime": Rule(("gentron", "gentron.engines"), never=REFERENCE_ONLY),
+    "gentron.bench": Rule(  # peers import torch, in processes of their own and inside functions
+        ("gentron", "gentron.engines", "gentron.runtime"),
+        ("gentron.model", "gentron.export"),
+        libraries=CORE_LIBRARIES,
+    ),
     "gentron.cli": Rule(("gentron",), LAYERS, libraries=frozenset({"click"})),
 }
 
@@ -162,6 +167,8 @@ def test_every_package_has_modules_to_check() -> None:
         ("gentron.runtime", "if TYPE_CHECKING:\n    import transformers"),
         ("gentron.runtime", "from gentron.model.vae import VaeDecoder"),
         ("gentron.runtime", "from . import loop"),
+        ("gentron.bench", "import torch"),
+        ("gentron.bench", "from gentron.export.components import parts"),
         ("gentron.cli", "import rich"),
         ("gentron.cli", "try:\n    from gentron.runtime import Pipeline\nfinally:\n    pass"),
         ("gentron.cli", "if TYPE_CHECKING:\n    pass\nelse:\n    import gentron.runtime"),
@@ -179,6 +186,7 @@ def test_a_wrong_import_is_found_wherever_it_stands(layer: str, source: str) -> 
         ("gentron.export", "import onnx\ndef f():\n    from gentron.engines import backend_named"),
         ("gentron.engines", "import numpy\ndef f():\n    import onnxruntime"),
         ("gentron.runtime", "import tokenizers\nfrom gentron import contract, engines"),
+        ("gentron.bench", "def f():\n    import torch\n    from gentron.model import layers"),
         ("gentron.cli", "import click\ndef f():\n    import torch, rich, gentron.train.text"),
         ("gentron.cli", "if TYPE_CHECKING:\n    from gentron.runtime import Pipeline"),
     ],
@@ -189,7 +197,7 @@ def test_a_right_import_is_let_through(layer: str, source: str) -> None:
 
 def test_the_runtime_and_its_command_line_start_without_torch() -> None:
     loaded = run_python(
-        "import sys, gentron.runtime, gentron.cli.run\n"
+        "import sys, gentron.runtime, gentron.cli.run, gentron.cli.bench, gentron.bench.run\n"
         f"print(*[name for name in {NOT_AT_START!r} if name in sys.modules])"
     )
     assert loaded.split() == []
