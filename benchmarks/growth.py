@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace, side: int, frames: int, guidance: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--model", default="g2-video")
-    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--depth", type=int, default=4, help="blocks of a preset; 0: all")
     parser.add_argument("--backend", default="openvino")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--rounds", type=int, default=3)
@@ -71,7 +71,7 @@ def main() -> None:
         pixels = side * options.side // SHAPES[0][1] if options.side else side
         rows.append({"grows": grows, **measure(options, pixels, frames, guidance)})
     machine = machine_facts()
-    sys.stdout.write(f"{options.model}, {options.depth} blocks, {options.precision} on ")
+    sys.stdout.write(f"{options.model}, {options.depth or 'all'} blocks, {options.precision} on ")
     sys.stdout.write(f"{rows[0]['label']}; {machine['cpu']}, {machine['cores']} cores\n\n")
     sys.stdout.write("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS) + "\n")
     for row in rows:

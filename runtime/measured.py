@@ -102,9 +102,8 @@ def read_measured(
             else:
                 stages[row["stage"]] = float(row["median_s"])
     if not steps:
-        raise RequestError(
-            FIELD, f"{', '.join(map(str, files))}: no step of {backend} in {precision} in there"
-        )
+        wanted = f" of {backend} in {precision}" if backend else ""
+        raise RequestError(FIELD, f"{', '.join(map(str, files))}: holds no step{wanted}")
     if len({step.device for step in steps}) > 1:
         raise RequestError(FIELD, "results of several devices; name files of one")
     return Measured(tuple(steps), stages, memory)

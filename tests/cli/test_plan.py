@@ -45,6 +45,8 @@ def test_json_holds_every_number(gentron_plan, tiny_bundle):
         (("--gpu", "L4", "--latency", "1s", "--size", "17x16"), "try 16x16"),
         (("--gpu", "L4", "--latency", "1s", "--compute", 2), "at most 1"),
         (("--gpu", "L4"), "--latency"),
+        (("--latency", "1s"), "name one with --gpu, or give a result with --measured FILE"),
+        (("--latency", "1s", "--measured", "nowhere.json"), "cannot be read"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(gentron_plan, tiny_bundle, arguments, message):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gentron.bundle import Bundle
 from gentron.errors import RequestError
 from gentron.runtime.cost import Cost, denoiser_cost
 from gentron.runtime.gpus import GPUS, gpu_named
-from gentron.runtime.planning import Efficiency, make_plan, plans_within, roofline_seconds
+from gentron.runtime.measured import read_measured
+from gentron.runtime.planning import (
+    Efficiency,
+    make_plan,
+    measured_machine,
+    plans_within,
+    roofline_seconds,
+)
 
 L40S = GPUS["L40S"]
 FULL = Efficiency(1.0, 1.0)
@@ -106,3 +115,60 @@ def test_a_g2_step_at_512_is_what_the_performance_page_says():
     assert cost.flops / 1e12 == pytest.approx(8.36, abs=0.01)
     assert cost.weight_bytes / 1e9 == pytest.approx(3.72, abs=0.01)
     assert cost.table_bytes / 1e6 == pytest.approx(64.8, abs=0.5)
+
+
+@pytest.fixture
+def result(bundle, tmp_path):
+    """A file of gentron-bench with one step of `seconds`."""
+
+    def write(seconds=0.5, device="cpu", **changed):
+        width, height = bundle.native_size
+        sizes = {"B": 1, "R": 2, "F": 1, "h": height // bundle.vae_factor,
+                 "w": width // bundle.vae_factor, "T": 8, "U": 2}  # fmt: skip
+        row = {"backend": "openvino", "precision": "fp32", "device": device, "stage": "step",
+               "median_s": seconds, "sizes": sizes}  # fmt: skip
+        encode = row | {"stage": "encode", "median_s": 0.25, "sizes": {"U": 1}}
+        values = {"bundle": "tiny", "machine": {"memory_bytes": 8e9}, "rows": [encode, row]}
+        file = tmp_path / "result.json"
+        file.write_text(json.dumps(values | changed))
+        return file
+
+    return write
+
+
+def test_a_measured_step_takes_the_place_of_a_computed_one(bundle, ask, result):
+    measured = read_measured((result(seconds=0.5),), bundle)
+    machine = measured_machine(measured, bundle)
+    plan = make_plan(bundle, machine, steps=4, batch=1, measured=measured, efficiency=FULL, **ask)
+    assert (plan.how, plan.step_seconds) == ("measured", pytest.approx(0.5))
+    assert measured.on_top() == "encode 250 ms"
+
+
+def test_another_shape_is_scaled_by_its_operations(bundle, ask, result):
+    measured = read_measured((result(seconds=0.5),), bundle)
+    machine = measured_machine(measured, bundle)
+    plan = make_plan(bundle, machine, steps=4, batch=4, measured=measured, efficiency=FULL, **ask)
+    assert (plan.how, plan.step_seconds) == ("scaled", pytest.approx(2.0))
+
+
+def test_a_measurement_on_the_gpu_corrects_what_was_assumed_of_it(bundle, ask, result):
+    measured = read_measured((result(device="NVIDIA L40S (sm89)"),), bundle)
+    measured.check_device("L40S")
+    plan = make_plan(bundle, L40S, steps=4, batch=1, measured=measured, **ask)
+    assert plan.step_seconds == pytest.approx(0.5)
+    with pytest.raises(RequestError, match="measured on NVIDIA L40S .sm89., which is no H100"):
+        measured.check_device("H100")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"bundle": "emoji"}, "is of emoji, not of tiny; run: gentron-bench"),
+        ({"rows": []}, "holds no step$"),
+        ({"rows": [{"backend": "x"}]}, "not a result of gentron-bench"),
+        ({"rows": 3}, "not a result of gentron-bench"),
+    ],
+)
+def test_a_file_that_is_no_result_of_this_model_is_refused(bundle, result, changed, message):
+    with pytest.raises(RequestError, match=message):
+        read_measured((result(**changed),), bundle)
