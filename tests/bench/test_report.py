@@ -43,8 +43,11 @@ def test_the_share_of_the_peak_is_that_of_the_same_rounds():
 
 @pytest.fixture
 def report():
-    rows = [Row("ours", "fp32", stage, seconds, label="it", samples_per_s=1 / seconds) for stage, seconds in
-            (("encode", 0.1), ("condition", 0.2), ("step", 0.05), ("decode", 0.3))]  # fmt: skip
+    times = {"encode": 0.1, "condition": 0.2, "step": 0.05, "decode": 0.3}
+    rows = [
+        Row("ours", "fp32", stage, seconds, label="it", samples_per_s=1 / seconds)
+        for stage, seconds in times.items()
+    ]
     rows.append(Row("ours", "bf16", "step", 0.025, spread=0.1, samples_per_s=40.0, label="it"))
     rows.append(Row("torch", "fp32", "step", None, problem="torch: too old"))
     request = Request((64, 64), batch=2, steps=10)

@@ -156,7 +156,7 @@ def test_a_measurement_on_the_gpu_corrects_what_was_assumed_of_it(bundle, ask, r
     measured.check_device("L40S")
     plan = make_plan(bundle, L40S, steps=4, batch=1, measured=measured, **ask)
     assert plan.step_seconds == pytest.approx(0.5)
-    with pytest.raises(RequestError, match="measured on NVIDIA L40S .sm89., which is no H100"):
+    with pytest.raises(RequestError, match=r"measured on NVIDIA L40S .sm89., which is no H100"):
         measured.check_device("H100")
 
 
