@@ -47,6 +47,9 @@ class HostBuffer(Buffer):
     def write(self, values: Array) -> None:
         np.copyto(self.array, values)
 
+    def write_rows(self, start: int, values: Array) -> None:
+        np.copyto(self.array[start : start + len(values)], values)
+
     def read(self) -> Array:
         return self.array.copy()
 
