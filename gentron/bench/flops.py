@@ -52,11 +52,11 @@ def _operations(node: Any) -> float:
     if kind == "MatMul":
         left = list(node.get_input_shape(0))
         inner = left[-2] if node.get_attributes()["transpose_a"] and len(left) > 1 else left[-1]
-        return 2.0 * math.prod(node.get_output_shape(0)) * inner
+        return float(2 * math.prod(node.get_output_shape(0)) * inner)
     if kind in ("Convolution", "GroupConvolution"):
         kernel = list(node.get_input_shape(1))[1 if kind == "Convolution" else 2 :]
-        return 2.0 * math.prod(node.get_output_shape(0)) * math.prod(kernel)
+        return float(2 * math.prod(node.get_output_shape(0)) * math.prod(kernel))
     if kind in ("ConvolutionBackpropData", "GroupConvolutionBackpropData"):
         kernel = list(node.get_input_shape(1))[1 if kind == "ConvolutionBackpropData" else 2 :]
-        return 2.0 * math.prod(node.get_input_shape(0)) * math.prod(kernel)
+        return float(2 * math.prod(node.get_input_shape(0)) * math.prod(kernel))
     return 0.0

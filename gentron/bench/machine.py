@@ -111,11 +111,8 @@ def physical_cores() -> int:
     file = Path("/proc/cpuinfo")
     if file.exists():
         for block in file.read_text().split("\n\n"):
-            facts = dict(
-                (part.strip() for part in line.split(":", 1))
-                for line in block.splitlines()
-                if ":" in line
-            )
+            split = (line.partition(":") for line in block.splitlines() if ":" in line)
+            facts = {name.strip(): value.strip() for name, _, value in split}
             if "core id" in facts:
                 pairs.add((facts.get("physical id", "0"), facts["core id"]))
     return max(1, min(allowed or 1, len(pairs) or (allowed or 1)))

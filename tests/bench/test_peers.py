@@ -51,7 +51,7 @@ def test_a_decoder_is_counted_in_its_graph_alone(tiny_bundle):
         stage_flops(stage_work(bundle, "decode", request_of(bundle, size=(side, 32))))[0]
         for side in (32, 64)
     )
-    assert large / small == pytest.approx(2, rel=0.1)
+    assert 2 <= large / small < 2.5  # convolutions double, the attention in the middle quadruples
 
 
 def test_the_machine_is_described():
