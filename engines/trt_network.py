@@ -252,8 +252,8 @@ def _stored(layers: Sequence[Layer]) -> dict[str, int]:
 
 
 def _is_stored_in_float32(facts: Facts) -> bool:
-    stored: dict[str, int] = facts["stored_weights"]
-    return stored.get("FLOAT", 0) > 10 * sum(stored.get(name, 0) for name in NARROW)
+    by_type: dict[str, int] = facts["stored_weights"]
+    return by_type.get("FLOAT", 0) > 10 * sum(by_type.get(name, 0) for name in NARROW)
 
 
 def _counts(names: Iterator[str]) -> dict[str, int]:
