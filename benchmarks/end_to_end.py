@@ -23,7 +23,8 @@ from contest import contest, markdown
 
 from gentron.bench.machine import physical_cores
 from gentron.bench.peers import allocator
-from gentron.bench.worker import Runner, serve
+from gentron.bench.runner import Runner
+from gentron.bench.worker import serve
 
 PROMPT = "a red apple"
 FOLLOWED = "a red apple, number {}"

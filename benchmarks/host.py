@@ -24,7 +24,8 @@ import numpy as np
 from contest import contest, markdown
 
 from gentron.bench.peers import allocator
-from gentron.bench.worker import Runner, serve
+from gentron.bench.runner import Runner
+from gentron.bench.worker import serve
 from gentron.contract import contract
 from gentron.engines.base import Array, Buffer, Call, Engine
 from gentron.guidance import guidance_branches

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from gentron.bench.peers import allocator
+from gentron.bench.runner import Runner
 from gentron.bench.torch_peer import compile_tuned, set_up
 from gentron.bench.work import Work
-from gentron.bench.worker import Runner
 from gentron.bundle import Bundle
 from gentron.config import GenTronConfig
 from gentron.contract import PRECISIONS

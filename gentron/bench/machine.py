@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from gentron.bench.flops import stage_flops
+from gentron.bench.runner import Runner
 from gentron.bench.work import Work
-from gentron.bench.worker import Runner
 from gentron.engines.openvino_engine import HINT, HINTS, openvino_core
 from gentron.errors import RequestError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gentron.bench.runner import Array, Runner
 from gentron.bench.work import Work, profile_of
-from gentron.bench.worker import Array, Runner
 from gentron.bundle import Bundle
 from gentron.contract import PRECISIONS
 from gentron.engines import Backend, Engine, EngineOptions, backend_named, bundle_graph

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from gentron.bench.peers import allocator
+from gentron.bench.runner import Array, Runner
 from gentron.bench.work import EngineCall, Work
-from gentron.bench.worker import Array, Runner
 from gentron.contract import PRECISIONS, Component
 from gentron.probe import in_compute_type, probe_inputs
 

@@ -10,38 +10,18 @@ import json
 import os
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
+from gentron.bench.runner import Runner
 from gentron.bench.work import Work
 from gentron.engines.host_memory import peak_bytes
 from gentron.errors import GenTronError
 
-Array = npt.NDArray[Any]
 SHORT = 0.1  # seconds; shorter calls get one that does not count first, to wake threads and caches
-
-
-class Runner(ABC):
-    """A contender, loaded and ready. `facts` go into its rows: label, precision, versions."""
-
-    facts: dict[str, Any]
-
-    @abstractmethod
-    def run(self) -> float | None:
-        """The work, once, with its results on the host. Returns seconds if only a part of it is to
-        count."""
-
-    def outputs(self) -> dict[str, Array]:
-        """Of the last run, by `number of the call.tensor`; empty if there is nothing to compare."""
-        return {}
-
-    def close(self) -> None:  # noqa: B027  most hold nothing but memory
-        """Ends what it started."""
 
 
 def runner(kind: str, work: Work) -> Runner:

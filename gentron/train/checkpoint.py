@@ -15,7 +15,7 @@ from gentron.config import GenTronConfig, SamplingDefaults
 from gentron.model import GenTron
 from gentron.presets import EMOJI
 from gentron.train.card import write_card
-from gentron.train.denoiser import LatentPool
+from gentron.train.pools import LatentPool
 from gentron.train.text import FrozenText, minilm_folder
 
 LICENCES = (

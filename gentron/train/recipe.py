@@ -19,7 +19,8 @@ from gentron.train.autoencoder import train_autoencoder
 from gentron.train.card import this_machine
 from gentron.train.checkpoint import write_checkpoint
 from gentron.train.checkpointing import Run
-from gentron.train.denoiser import LatentPool, build_pool, sample_latents, train_denoiser
+from gentron.train.denoiser import sample_latents, train_denoiser
+from gentron.train.pools import LatentPool, build_pool
 from gentron.train.scenes import find_font, load_sprites, nouns
 from gentron.train.text import FrozenText
 

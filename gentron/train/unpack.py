@@ -15,7 +15,8 @@ from gentron.bundle import locate
 from gentron.errors import RequestError
 from gentron.train.autoencoder import new_autoencoder
 from gentron.train.checkpointing import Run
-from gentron.train.denoiser import IMAGE_RUN, STATISTICS
+from gentron.train.denoiser import IMAGE_RUN
+from gentron.train.pools import STATISTICS
 from gentron.train.recipe import NOTES, Recipe
 from gentron.train.video import NAME
 

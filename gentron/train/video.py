@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,33 +20,12 @@ from torch import Tensor
 from gentron.config import GenTronConfig
 from gentron.model import GenTron
 from gentron.train.checkpointing import Run
-from gentron.train.clips import FRAMES, ClipSampler, draw_clip
-from gentron.train.denoiser import (
-    FLOW_TIMESTEPS,
-    TEXT_DROPOUT,
-    LatentPool,
-    captions,
-    chunked,
-    compile_blocks,
-    embed,
-    encode,
-    flow_loss,
-)
-from gentron.train.text import FrozenText
+from gentron.train.clips import FRAMES
+from gentron.train.denoiser import FLOW_TIMESTEPS, TEXT_DROPOUT, compile_blocks, flow_loss
+from gentron.train.pools import ClipPool, LatentPool, captions
 
 MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
-CHUNK = 64  # clips
 NAME = "video"
-
-
-@dataclass(frozen=True)
-class ClipPool:
-    """Encoded clips and captions, normalised as the image model's latents are."""
-
-    latents: Tensor  # [K, F, C, h, w] float16
-    hidden: Tensor  # [K, L, W] float16
-    mask: Tensor  # [K, L] int64
-    pooled: Tensor  # [K, W] float16
 
 
 def video_config(image: GenTronConfig, *, frames: int = FRAMES, most: int = 16) -> GenTronConfig:
@@ -67,39 +46,6 @@ def from_image_model(config: GenTronConfig, image: dict[str, Tensor]) -> GenTron
             state[name] = image[name]
     model.load_state_dict(state)
     return model
-
-
-@torch.inference_mode()
-def build_clip_pool(
-    folder: Path,
-    autoencoder: torch.nn.Module,
-    sprites: Tensor,
-    names: list[str],
-    text: FrozenText,
-    images: LatentPool,
-    *,
-    count: int,
-    seed: int,
-) -> ClipPool:
-    """Draws and encodes `count` clips in chunks, each saved, so that a stop loses one chunk.
-
-    On the device of the sprites, where the pool stays.
-    """
-
-    def chunk(index: int) -> dict[str, Tensor]:
-        sampler = ClipSampler(names, seed)
-        sampler.random.seed(f"clips {seed} {index}")
-        clips = sampler.sample(CHUNK)
-        latents = []
-        for start in range(0, CHUNK, 16):
-            frames = torch.cat([draw_clip(c, sprites) for c in clips[start : start + 16]])
-            latents.append(encode(autoencoder, frames).unflatten(0, (-1, FRAMES)))
-        return {"latents": torch.cat(latents).half(), **embed(text, [c.caption for c in clips])}
-
-    joined = chunked(folder / "clips", count // CHUNK, chunk, sprites.device)
-    raw = joined.pop("latents").float()
-    normalised = (raw - images.mean[:, None, None]) / images.std[:, None, None]
-    return ClipPool(latents=normalised.half(), **joined)
 
 
 def clip_loss(

@@ -19,6 +19,7 @@ from gentron.train.checkpoint import write_checkpoint
 from gentron.train.checkpointing import Run
 from gentron.train.clips import FRAMES
 from gentron.train.denoiser import FLOW_TIMESTEPS, IMAGE_RUN
+from gentron.train.pools import build_clip_pool
 from gentron.train.recipe import (
     NOTES,
     Recipe,
@@ -28,7 +29,7 @@ from gentron.train.recipe import (
     prepare,
     save_grid,
 )
-from gentron.train.video import MOTION_FREE, NAME, build_clip_pool, train_video, video_config
+from gentron.train.video import MOTION_FREE, NAME, train_video, video_config
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from gentron.errors import BackendError, RequestError, ResourceError
 
 COUNTING = """
 import sys
-from gentron.bench.worker import Runner, serve
+from gentron.bench.runner import Runner
+from gentron.bench.worker import serve
 class Counting(Runner):
     facts = {"label": "counts", "precision": "fp32", "device": "cpu"}
     count = 0

@@ -10,7 +10,8 @@ import torch
 
 from gentron.presets import EMOJI
 from gentron.train.autoencoder import new_autoencoder, psnr, train_autoencoder
-from gentron.train.denoiser import LatentPool, flow_loss, learning_rate, train_denoiser
+from gentron.train.denoiser import flow_loss, learning_rate, train_denoiser
+from gentron.train.pools import LatentPool
 
 SMALL = replace(EMOJI.transformer, width=32, depth=2, heads=2, mlp_width=64)
 

@@ -12,7 +12,7 @@ from gentron.errors import RequestError
 from gentron.model import GenTron
 from gentron.train.autoencoder import train_autoencoder
 from gentron.train.checkpointing import Run
-from gentron.train.denoiser import STATISTICS
+from gentron.train.pools import STATISTICS
 from gentron.train.score import autoencoder_of
 from gentron.train.unpack import unpack
 from gentron.train.video_recipe import VIDEO_RECIPES, train_emoji_video

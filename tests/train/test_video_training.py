@@ -10,8 +10,8 @@ import torch
 from gentron.errors import RequestError
 from gentron.model import GenTron
 from gentron.presets import EMOJI
-from gentron.train.denoiser import LatentPool
-from gentron.train.video import ClipPool, clip_loss, from_image_model, train_video, video_config
+from gentron.train.pools import ClipPool, LatentPool
+from gentron.train.video import clip_loss, from_image_model, train_video, video_config
 from gentron.train.video_recipe import VIDEO_RECIPES, sample_clips, train_emoji_video
 
 IMAGE = replace(EMOJI.transformer, width=32, depth=2, mlp_width=64, heads=2, sample_height=4,

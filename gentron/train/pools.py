@@ -1,0 +1,163 @@
+"""Pools of encoded pictures and clips with their captions: drawn once, kept in chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gentron.train.autoencoder import memory_format
+from gentron.train.clips import FRAMES, ClipSampler, draw_clip
+from gentron.train.scenes import SceneSampler, draw
+from gentron.train.text import FrozenText
+
+STATISTICS = "latents.json"
+# What is drawn, encoded and kept together.
+CHUNK = 512  # scenes
+CLIPS_CHUNK = 64  # clips
+
+
+@dataclass(frozen=True)
+class LatentPool:
+    """Encoded pictures and captions: drawn once, since encoding costs more than a training step."""
+
+    latents: Tensor  # [K, C, h, w] float16, normalised per channel
+    mean: Tensor  # [C]
+    std: Tensor  # [C]
+    hidden: Tensor  # [K, L, W] float16
+    mask: Tensor  # [K, L] int64
+    pooled: Tensor  # [K, W] float16
+
+
+@dataclass(frozen=True)
+class ClipPool:
+    """Encoded clips and captions, normalised as the image model's latents are."""
+
+    latents: Tensor  # [K, F, C, h, w] float16
+    hidden: Tensor  # [K, L, W] float16
+    mask: Tensor  # [K, L] int64
+    pooled: Tensor  # [K, W] float16
+
+
+@torch.inference_mode()
+def build_pool(
+    folder: Path,
+    autoencoder: torch.nn.Module,
+    sprites: Tensor,
+    names: list[str],
+    text: FrozenText,
+    *,
+    count: int,
+    seed: int,
+) -> LatentPool:
+    """Draws and encodes `count` scenes in chunks, each saved, so that a stop loses one chunk.
+
+    On the device of the sprites, where the pool stays.
+    """
+    device = sprites.device
+
+    def chunk(index: int) -> dict[str, Tensor]:
+        sampler = SceneSampler(names, seed)
+        sampler.random.seed(f"pool {seed} {index}")
+        scenes = sampler.sample(CHUNK)
+        pictures = (draw(scenes[k : k + 128], sprites) for k in range(0, CHUNK, 128))
+        latents = torch.cat([encode(autoencoder, batch) for batch in pictures])
+        return {"latents": latents.half(), **embed(text, [scene.caption for scene in scenes])}
+
+    joined = chunked(folder / "pool", count // CHUNK, chunk, device)
+    raw = joined.pop("latents").float()
+    mean, std = statistics(folder / STATISTICS, raw)
+    normalised = (raw - mean[:, None, None]) / std[:, None, None]
+    return LatentPool(latents=normalised.half(), mean=mean, std=std, **joined)
+
+
+@torch.inference_mode()
+def build_clip_pool(
+    folder: Path,
+    autoencoder: torch.nn.Module,
+    sprites: Tensor,
+    names: list[str],
+    text: FrozenText,
+    images: LatentPool,
+    *,
+    count: int,
+    seed: int,
+) -> ClipPool:
+    """Draws and encodes `count` clips in chunks, each saved, so that a stop loses one chunk.
+
+    On the device of the sprites, where the pool stays.
+    """
+
+    def chunk(index: int) -> dict[str, Tensor]:
+        sampler = ClipSampler(names, seed)
+        sampler.random.seed(f"clips {seed} {index}")
+        clips = sampler.sample(CLIPS_CHUNK)
+        latents = []
+        for start in range(0, CLIPS_CHUNK, 16):
+            frames = torch.cat([draw_clip(c, sprites) for c in clips[start : start + 16]])
+            latents.append(encode(autoencoder, frames).unflatten(0, (-1, FRAMES)))
+        return {"latents": torch.cat(latents).half(), **embed(text, [c.caption for c in clips])}
+
+    joined = chunked(folder / "clips", count // CLIPS_CHUNK, chunk, sprites.device)
+    raw = joined.pop("latents").float()
+    normalised = (raw - images.mean[:, None, None]) / images.std[:, None, None]
+    return ClipPool(latents=normalised.half(), **joined)
+
+
+def statistics(file: Path, raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel of the first pool, kept in `file`: a network that goes on
+    with another pool finds its latents as they were. raw [K, C, h, w] -> two of [C]."""
+    if not file.exists():
+        values = {"mean": raw.mean((0, 2, 3)).tolist(), "std": raw.std((0, 2, 3)).tolist()}
+        file.write_text(json.dumps(values) + "\n", "utf-8")
+    kept = json.loads(file.read_text("utf-8"))
+    return (
+        torch.tensor(kept["mean"], device=raw.device),
+        torch.tensor(kept["std"], device=raw.device),
+    )
+
+
+def encode(autoencoder: torch.nn.Module, pictures: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] -> latents [B, C, h, w] float32, computed in bfloat16."""
+    pictures = pictures.contiguous(memory_format=memory_format(pictures.device))
+    with torch.autocast(pictures.device.type, dtype=torch.bfloat16):
+        return autoencoder.encode(pictures, return_dict=False)[0].float().contiguous()
+
+
+def embed(text: FrozenText, captions: list[str]) -> dict[str, Tensor]:
+    """Captions as a pool keeps them."""
+    hidden, mask, pooled = text(captions)
+    return {"hidden": hidden.half(), "mask": mask, "pooled": pooled.half()}
+
+
+def chunked(
+    folder: Path, count: int, make: Callable[[int], dict[str, Tensor]], device: torch.device
+) -> dict[str, Tensor]:
+    """Chunks 0 to `count`, joined; each is read from `folder` or made and kept there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = []
+    for index in range(count):
+        file = folder / f"{index:04}.pt"
+        if file.exists():
+            chunks.append(torch.load(file, map_location=device, weights_only=True))
+            continue
+        chunks.append(make(index))
+        torch.save(chunks[-1], file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+    return {key: torch.cat([chunk.pop(key) for chunk in chunks]) for key in list(chunks[0])}
+
+
+def captions(
+    pool: LatentPool | ClipPool, rows: Tensor, drop: Tensor, null: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, masks and pooled states of these rows, the empty text's where `drop` [R]."""
+    texts = pool.hidden[rows].float(), pool.mask[rows], pool.pooled[rows].float()
+    hidden, mask, pooled = (
+        torch.where(drop.view(-1, *[1] * (value.ndim - 1)), empty, value)
+        for value, empty in zip(texts, null, strict=True)
+    )
+    return hidden, mask, pooled
