@@ -32,7 +32,8 @@ class Names(click.ParamType):  # type: ignore[type-arg]
 @click.option("--precision", "precisions", type=Names(), default="",
               help="fp32, bf16, fp16 [the first backend's own].")  # fmt: skip
 @click.option("--size", type=Size(), help="Pixels [the model's own].")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Samples of a call.")  # fmt: skip
 @click.option("--frames", type=click.IntRange(min=1), help="Of a video [the model's own].")
 @click.option("--guidance", type=float, help="[the bundle's default]")
 @click.option("--motion", type=float, help="[the bundle's default]")
