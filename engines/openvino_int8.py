@@ -37,7 +37,8 @@ def round_weights(model: Any) -> Any:
     import nncf
     from openvino.passes import ConstantFolding, Manager
 
-    nncf.set_log_level(logging.ERROR)
+    # Not by nncf.set_log_level, which also changes handlers that are the program's own.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     # NNCF looks for a constant right before a product, and the graphs have a cast and a transpose
     # in between.
     passes = Manager()

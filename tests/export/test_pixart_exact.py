@@ -75,7 +75,9 @@ def diffusers_codes(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return flat.reshape(*positions.shape, features)
 
-    def grid_code(rows: int, columns: int, width: int, base: int, interpolation: float) -> Tensor:
+    def grid_code(
+        rows: int, columns: int, width: int, base: int, interpolation: float, device: object
+    ) -> Tensor:
         return get_2d_sincos_pos_embed(
             width, (rows, columns), base_size=base, interpolation_scale=interpolation
         ).float()
