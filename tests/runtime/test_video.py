@@ -33,7 +33,8 @@ def finish(generation):
 with Pipeline.load(sys.argv[1]) as pipe:
     for count in (8, 8, 64):  # the first for what is loaded once
         generation = pipe.stream("a red car", frames=count, size=(128, 128), steps=1)
-        noise = np.random.default_rng(0).standard_normal((1, *generation._request.shape), np.float32)
+        shape = (1, *generation._request.shape)
+        noise = np.random.default_rng(0).standard_normal(shape, np.float32)
         generation._latents = noise  # as after the last step, whose own memory is the model's
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = now("VmRSS")
