@@ -2,73 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import gentron
-from gentron.cli.common import Size, run_command
+from gentron.cli.common import run_command
 from gentron.cli.drawing import engine_options
-from gentron.errors import BackendError
+from gentron.cli.serving import Serving, serving_options
+from gentron.errors import BackendError, GenTronError
+
+if TYPE_CHECKING:
+    from gentron.runtime.service import Service
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="0: any free one.",
-)
-@click.option(
-    "--warm-up",
-    "warm_up",
-    type=Size(),
-    multiple=True,
-    help="Pixels, such as 128x128, to be ready for; may be repeated [the model's own].",
-)
-@click.option(
-    "--max-samples",
-    type=click.IntRange(1, 64),
-    default=8,
-    show_default=True,
-    help="Of one size under way at once.",
-)
-@click.option(
-    "--max-requests",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Waiting and under way; more are told to come again.",
-)
+@serving_options
 @engine_options
 @click.version_option(gentron.__version__)
-def cli(choice: Any, host: str, port: int, warm_up: tuple[tuple[int, int], ...],
-        max_samples: int, max_requests: int) -> None:  # fmt: skip
+def cli(choice: Any, serving: Serving) -> None:
     """Serve a bundle over HTTP."""
     try:
-        import uvicorn
-
+        from gentron.runtime import server_log
         from gentron.runtime.http_api import create_app
+        from gentron.runtime.http_server import Server
         from gentron.runtime.metrics import Metrics
     except ImportError as error:
         raise BackendError(
             f"the server's packages are missing ({error}); run: pip install 'gentron[serve]'"
         ) from error
     from gentron.runtime.admission import Bounds
+    from gentron.runtime.residency import check_room_beside
     from gentron.runtime.scheduling import Capacity
     from gentron.runtime.service import Options, Service
 
-    with choice.load() as pipe:
-        metrics = Metrics()
+    access, metrics = serving.access(), Metrics()
+    server_log.configure(serving.log_format)
+    bounds = Bounds(requests=serving.max_requests)
+    if serving.max_per_client is not None:
+        bounds = Bounds(requests=serving.max_requests, per_client=serving.max_per_client)
+    first = [choice.load()]  # before the server starts: what is wrong with it is one line
+
+    def open_service() -> Service:
+        if first:
+            pipe = first.pop()
+        else:
+            check_room_beside(choice.bundle or "emoji", choice.precision)
+            pipe = choice.load()
         options = Options(
-            bounds=Bounds(requests=max_requests),
-            capacity=Capacity(samples=max_samples),
-            observer=metrics,
+            bounds=bounds,
+            capacity=Capacity(samples=serving.max_samples),
+            observer=metrics.of_service(),
         )
-        app = create_app(lambda: Service(pipe, options), metrics, warm_up)
-        uvicorn.run(app, host=host, port=port, log_level="info")
+        return Service(pipe, options, owns=True)
+
+    app = create_app(
+        open_service, metrics, serving.warm_up, access=access, log_prompts=serving.log_prompts
+    )
+    server = Server(app, serving.host, serving.port, serving.drain_timeout)
+    try:
+        server.run()
+    finally:
+        for pipe in first:  # it never started
+            pipe.close()
+    if not server.started:
+        raise GenTronError(
+            f"the server did not start on {serving.host}:{serving.port}; the line above says why"
+        )
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from gentron.contract import Component
 from gentron.engines.base import Array, Backend, Buffer, Call, Engine, EngineInfo, Graph
 from gentron.engines.options import EngineOptions
-from gentron.errors import BackendError
+from gentron.errors import BackendError, BundleError
 
 CPU = "CPUExecutionProvider"
 OPTIMISED = "engine.onnx"
@@ -57,6 +57,16 @@ class HostBuffer(Buffer):
         return self.array.copy()
 
 
+def check_inputs(component: Component, found: list[str], file: Path) -> None:
+    """Raises BundleError for a graph that is another component's, or of another version."""
+    wanted = [spec.name for spec in component.inputs]
+    if found != wanted:
+        raise BundleError(
+            f"{file}: not a graph of {component.name}: its inputs are {', '.join(found)}, not "
+            f"{', '.join(wanted)}; export the bundle again"
+        )
+
+
 class HostCall(Call):
     """Bindings made once; they hold their buffers, so no pointer outlives its memory."""
 
@@ -92,7 +102,7 @@ class OnnxRuntimeEngine(Engine):
         if self._session.get_providers()[0] != CPU:
             raise BackendError(f"onnxruntime: asked for {CPU}, got {self._session.get_providers()}")
         found = [value.name for value in self._session.get_inputs()]
-        assert found == [spec.name for spec in component.inputs], (component.name, found)
+        check_inputs(component, found, file)
         self.info = EngineInfo(
             component.name, "onnxruntime", "cpu", self.compute, str(ort.__version__)
         )

@@ -16,7 +16,7 @@ from gentron.engines.base import Backend, Buffer, Call, Engine, EngineInfo, Grap
 from gentron.engines.device import Device
 from gentron.engines.device_buffers import Arena, DeviceBuffer, device_buffers
 from gentron.engines.device_cuda import CudaDevice
-from gentron.engines.onnxruntime_cpu import import_onnxruntime
+from gentron.engines.onnxruntime_cpu import check_inputs, import_onnxruntime
 from gentron.engines.onnxruntime_kept import KeptFolder, kept_name
 from gentron.engines.onnxruntime_providers import (
     CUDA,
@@ -171,7 +171,7 @@ class ProviderBackend(Backend):
         with self._device.held():
             session = self._session(graph, str(kept.path) if kept else "")
         found = [value.name for value in session.get_inputs()]
-        assert found == [spec.name for spec in component.inputs], (component.name, found)
+        check_inputs(component, found, graph.file)
         info = EngineInfo(
             component.name, self.name, self._device.name, PRECISIONS[precision], self._version
         )

@@ -6,9 +6,35 @@ raised is a defect of this project.
 
 from __future__ import annotations
 
+MAX_MESSAGE = 1500  # characters; a damaged file can hold names of any length
+
 
 class GenTronError(Exception):
-    """Base of every error that a caller, an operator or a damaged file can cause."""
+    """Base of every error that a caller, an operator or a damaged file can cause.
+
+    Whatever it was made from (a library's complaint, a field of a file), its text is one line
+    without control characters, so that it can go into a log, a header or a terminal as it is.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """Line ends and what surrounds them become a space, other control characters escapes; what is
+    longer than `MAX_MESSAGE` characters is cut in the middle."""
+    joined = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    if len(joined) > MAX_MESSAGE:
+        joined = f"{joined[: MAX_MESSAGE - 300]} ... {joined[-250:]}"
+    return escaped(joined)
+
+
+def escaped(text: str) -> str:
+    """Control characters (line ends, those that steer terminals) and unpaired surrogates as
+    escapes; everything that can be printed as it is."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class RequestError(GenTronError, ValueError):

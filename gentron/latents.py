@@ -10,12 +10,19 @@ import numpy.typing as npt
 from gentron.config import GenTronConfig
 from gentron.errors import BundleError, RequestError
 
+MAX_LEVELS = 12  # of an autoencoder; published ones have 4 to 6
+
 
 def vae_factor(vae_config: dict[str, Any]) -> int:
     """Pixels per latent along a side: every level but the last halves the picture."""
     for key in ("block_out_channels", "encoder_block_out_channels"):
         if key in vae_config:
-            return int(2 ** (len(vae_config[key]) - 1))
+            levels = vae_config[key]
+            if not isinstance(levels, list | tuple) or not 1 <= len(levels) <= MAX_LEVELS:
+                raise BundleError(
+                    f"vae/config.json: {key} must be a list of 1 to {MAX_LEVELS} channel counts"
+                )
+            return int(2 ** (len(levels) - 1))
     raise BundleError(
         "vae/config.json: neither block_out_channels nor encoder_block_out_channels is there, so "
         "the scale is unknown; use a diffusers autoencoder's own config.json"

@@ -26,6 +26,7 @@ Prediction = Literal["epsilon", "v_prediction", "flow_prediction"]
 Spacing = Literal["linspace", "leading", "trailing"]
 Float64Array = NDArray[np.float64]
 
+MAX_TRAIN_TIMESTEPS = 1_000_000  # a table of more is no schedule but a damaged number
 NUM_TRAIN_TIMESTEPS = 1000  # DDPM, Ho et al. 2020, section 4; the default of every class below
 MAX_COSINE_BETA = 0.999  # Nichol and Dhariwal 2021, arXiv 2102.09672, section 3.2
 COSINE_OFFSET = 0.008  # ibid., eq. 17
@@ -132,11 +133,15 @@ class NoiseSchedule:
         Raises BundleError that names the key and says what to change.
         """
         name = config.get("_class_name")
-        if name not in _SPACING_DEFAULTS:
+        if not isinstance(name, str) or name not in _SPACING_DEFAULTS:
             known = ", ".join(_SPACING_DEFAULTS)
             raise BundleError(f"{_PREFIX} _class_name {name!r} is not supported; one of {known}")
         _refuse_unsupported(config)
         num = _integer(config, "num_train_timesteps", NUM_TRAIN_TIMESTEPS, at_least=1)
+        if num > MAX_TRAIN_TIMESTEPS:
+            raise BundleError(
+                f"{_PREFIX} num_train_timesteps must be at most {MAX_TRAIN_TIMESTEPS}, got {num}"
+            )
         flow = name == _FLOW_CLASS or _flag(config, "use_flow_sigmas", False)
         prediction = _prediction(config, flow, name)
         shift = 1.0
@@ -292,9 +297,13 @@ def _integer(config: Mapping[str, Any], key: str, default: int, *, at_least: int
 
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:
     value = config.get(key, default)
-    if type(value) not in (int, float) or math.isnan(value):
+    try:
+        found = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        found = math.nan
+    if math.isnan(found):
         raise BundleError(f"{_PREFIX} {key} must be a number, got {value!r}")
-    return float(value)
+    return found
 
 
 def _choice(config: Mapping[str, Any], key: str, default: str, choices: tuple[str, ...]) -> str:

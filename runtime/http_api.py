@@ -18,8 +18,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 import gentron
 from gentron.errors import GenTronError, RequestError
 from gentron.runtime import http_errors, http_images, http_videos
-from gentron.runtime.http_guard import Guard
+from gentron.runtime.http_access import Access
+from gentron.runtime.http_guard import Gate, Guard
+from gentron.runtime.http_log import RequestLog
 from gentron.runtime.http_models import VideoRequest
+from gentron.runtime.http_reload import Reloader
 from gentron.runtime.http_state import ServerState
 from gentron.runtime.job_runner import JobRunner
 from gentron.runtime.jobs import JobStore, MemoryJobStore
@@ -35,36 +38,58 @@ def create_app(
     metrics: Metrics,
     warm_up: Iterable[Size] = (),
     store: JobStore | None = None,
+    access: Access | None = None,
+    *,
+    log_prompts: bool = False,
 ) -> FastAPI:
-    """`open_service` is called when the server starts and its service closed when it ends;
-    `/readyz` answers yes once the sizes of `warm_up` in pixels were drawn. Jobs are kept in
-    `store`, by default in memory."""
+    """`open_service` is called when the server starts, and again for a reload; a service is closed
+    when the server ends or another has taken its place. `/readyz` answers yes once the sizes of
+    `warm_up` in pixels were drawn. Jobs are kept in `store`, by default in memory."""
+    sizes, gate = list(warm_up), Gate()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_service() as service:
-            runner = JobRunner(service, MemoryJobStore() if store is None else store)
-            state = app.state.gentron = ServerState(service, runner)
+        service = open_service()
+        runner = JobRunner(service, MemoryJobStore() if store is None else store)
+        state = app.state.gentron = ServerState(service, runner, gate=gate, log_prompts=log_prompts)
+        reloader = app.state.reloader = Reloader(state, open_service, sizes, metrics)
+        metrics.serves(service.pipeline.bundle.manifest.name, service.pipeline.bundle.digest)
 
-            async def make_ready() -> None:
-                try:
-                    await service.warm_up(warm_up)
-                except GenTronError as error:
-                    log.error("not ready: the warm-up failed: %s", error)
-                else:
-                    state.ready = True
-
-            task = asyncio.create_task(make_ready())
+        async def make_ready() -> None:
             try:
-                yield
-            finally:
-                state.ready = False
-                task.cancel()
-                await runner.close()
+                await service.warm_up(sizes)
+            except GenTronError as error:
+                log.error("not ready: the warm-up failed: %s", error)
+            else:
+                state.ready = not gate.draining
 
-    app = FastAPI(title="GenTron", version=gentron.__version__, lifespan=lifespan)
+        task = asyncio.create_task(make_ready())
+        try:
+            yield
+        finally:
+            state.ready = False
+            task.cancel()
+            await runner.close()
+            await reloader.close()
+            await state.service.close()
+
+    app = FastAPI(
+        title="GenTron",
+        version=gentron.__version__,
+        lifespan=lifespan,
+        # Their pages run scripts from elsewhere, beside the page that people give their key to.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.metrics = metrics
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
-    app.add_middleware(Guard)
+    app.add_middleware(
+        Guard,
+        access=access,
+        gate=gate,
+        refused=metrics.refused,
+    )
+    app.add_middleware(RequestLog)
     http_errors.install(app)
     app.include_router(http_images.router)
     app.include_router(http_videos.router)

@@ -78,7 +78,3 @@ def install(app: FastAPI) -> None:
     async def plain(_: Request, error: HTTPException) -> JSONResponse:
         content = body(str(error.detail), error.status_code, "http")
         return JSONResponse(content, error.status_code, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def defect(_: Request, error: Exception) -> JSONResponse:
-        return answer(error)

@@ -55,17 +55,18 @@ async def generate(body: ImageRequest, request: Request) -> Response:
         previews=preview_steps(body.partial_images or 0, steps),
         **options,
     )
+    state.note(ticket.id, body.prompt, options.get("negative", ""))
     if body.stream:
         return StreamingResponse(
             _events(ticket, body),
             media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Request-Id": ticket.id},
+            headers={"Cache-Control": "no-store"},
         )
     async with ticket, client_gone(request, ticket):
         result = await ticket.result()
     data = await asyncio.to_thread(_encoded, result, body)
     content = {"created": int(time.time()), "data": data, **_shared(body, result)}
-    return JSONResponse(content, headers={"X-Request-Id": ticket.id})
+    return JSONResponse(content)
 
 
 async def _events(ticket: Ticket, body: ImageRequest) -> AsyncIterator[bytes]:

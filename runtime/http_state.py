@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,9 +13,12 @@ from typing import cast
 from fastapi import Request
 
 from gentron.errors import RequestError
+from gentron.runtime.http_guard import Gate
 from gentron.runtime.job_runner import JobRunner
 from gentron.runtime.service import Service
 from gentron.runtime.ticket import Ticket
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -24,6 +28,8 @@ class ServerState:
     service: Service
     runner: JobRunner
     ready: bool = False  # warmed up, and not draining
+    gate: Gate = field(default_factory=Gate)
+    log_prompts: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -33,6 +39,11 @@ class ServerState:
     @property
     def model(self) -> str:
         return self.service.pipeline.bundle.manifest.name
+
+    def note(self, what: str, prompt: str, negative: str = "") -> None:
+        """Prompts are logged only where the operator asked for it."""
+        if self.log_prompts:
+            log.info("%s", what, extra={"prompt": prompt, "negative": negative})
 
     def check_model(self, model: str | None) -> None:
         """Raises RequestError for another than the one that is served."""

@@ -64,6 +64,7 @@ async def create(request: Request) -> dict[str, Any]:
         deadline=now + own.deadline if own and own.deadline else None,
     )
     state.runner.start(job)
+    state.note(job.id, settings.prompt, settings.negative)
     return _described(job, state.model)
 
 

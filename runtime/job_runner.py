@@ -26,6 +26,10 @@ class JobRunner:
         self._tickets: dict[str, Ticket] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def use(self, service: Service) -> None:
+        """For jobs that start from now on; those under way stay where they are."""
+        self._service = service
+
     def start(self, job: Job) -> None:
         """Submits it and stores it; raises as `Service.submit` does, with nothing stored."""
         left = None if job.deadline is None else job.deadline - time.time()

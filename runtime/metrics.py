@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -38,15 +40,49 @@ class Metrics(Observer):
                                 buckets=SECONDS, registry=registry)  # fmt: skip
         self._retries = Counter("gentron_retries", "Calls that failed and were tried again",
                                 registry=registry)  # fmt: skip
+        self._refused = Counter("gentron_http_refused", "Requests that met no route, by why",
+                                ["reason"], registry=registry)  # fmt: skip
+        self._draining = Gauge("gentron_draining", "1 while the server ends", registry=registry)
+        self._reloads = Counter("gentron_reloads", "Bundles loaded in place of another, by outcome",
+                                ["outcome"], registry=registry)  # fmt: skip
+        self._bundle = Gauge("gentron_bundle_info", "1 for the bundle that new requests get",
+                             ["name", "digest"], registry=registry)  # fmt: skip
+        self._counts: dict[object, tuple[int, int]] = {}
+        self._lock = threading.Lock()
         memory = Gauge("gentron_resident_bytes", "Memory of the process", registry=registry)
         memory.set_function(lambda: (resident_mib() or 0.0) * 2**20)
 
     def render(self) -> bytes:
         return bytes(generate_latest(self.registry))
 
+    def of_service(self) -> Observer:
+        """For one of several services, such as the one that ends while another takes its place."""
+        return _OfService(self)
+
+    def refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def draining(self) -> None:
+        self._draining.set(1)
+
+    def reloaded(self, outcome: str) -> None:
+        self._reloads.labels(outcome).inc()
+
+    def serves(self, name: str, digest: str) -> None:
+        self._bundle.clear()
+        self._bundle.labels(name, digest).set(1)
+
     def queued(self, waiting: int, running: int) -> None:
-        self._waiting.set(waiting)
-        self._running.set(running)
+        self.counted(self, waiting, running)
+
+    def counted(self, service: object, waiting: int, running: int) -> None:
+        """The sum over all services is shown."""
+        with self._lock:
+            self._counts[service] = (waiting, running)
+            if not waiting + running:
+                del self._counts[service]
+            self._waiting.set(sum(count[0] for count in self._counts.values()))
+            self._running.set(sum(count[1] for count in self._counts.values()))
 
     def started(self, waited: float) -> None:
         self._queue.observe(waited)
@@ -68,3 +104,14 @@ class Metrics(Observer):
 
     def retried(self) -> None:
         self._retries.inc()
+
+
+class _OfService(Observer):
+    def __init__(self, metrics: Metrics):
+        self._metrics = metrics
+        self.started, self.stepped = metrics.started, metrics.stepped  # type: ignore[method-assign]
+        self.first_step, self.staged = metrics.first_step, metrics.staged  # type: ignore[method-assign]
+        self.finished, self.retried = metrics.finished, metrics.retried  # type: ignore[method-assign]
+
+    def queued(self, waiting: int, running: int) -> None:
+        self._metrics.counted(self, waiting, running)

@@ -19,6 +19,7 @@ from gentron.bundle import Bundle
 from gentron.contract import PRECISIONS, Component
 from gentron.engines import Engine
 from gentron.engines.base import EngineInfo
+from gentron.engines.host_memory import available_bytes
 from gentron.errors import BackendError, ResourceError
 from gentron.weights import stored_tensors
 
@@ -35,6 +36,19 @@ def component_bytes(bundle: Bundle, name: str, precision: str) -> int:
     tensors = stored_tensors(bundle.path / component.folder)
     values = sum(math.prod(t.shape) for n, t in tensors.items() if _reads(bundle, component, n))
     return int(values * item * ENGINE_FACTOR)
+
+
+def check_room_beside(name: str, precision: str | None) -> None:
+    """Raises ResourceError if this machine has not the memory for a bundle beside what it holds
+    now: the system would rather kill the process than say no."""
+    bundle, room = Bundle.open(name), available_bytes()
+    computed = precision if precision in PRECISIONS else "fp32"
+    need = sum(component_bytes(bundle, part, computed) for part in bundle.components)
+    if room is not None and need > room:
+        raise ResourceError(
+            f"memory: a second bundle takes about {need / 1e9:.1f} GB and {room / 1e9:.1f} GB are "
+            "left; close other programs, or start the server anew with it"
+        )
 
 
 def _reads(bundle: Bundle, component: Component, tensor: str) -> bool:

@@ -58,8 +58,9 @@ class Service:
     event loop is never held up.
     """
 
-    def __init__(self, pipeline: Pipeline, options: Options | None = None):
-        self.pipeline, self.options = pipeline, options or Options()
+    def __init__(self, pipeline: Pipeline, options: Options | None = None, *, owns: bool = False):
+        """With `owns`, closing it closes the pipeline as well."""
+        self.pipeline, self.options, self._owns = pipeline, options or Options(), owns
         self.scheduler = Scheduler(pipeline, self.options.capacity, self.options.observer)
         self.admission = Admission(self.options.bounds, self.scheduler.limits, self.scheduler.curve)
         self.scheduler.stages.picture_filter = self.options.filters.picture
@@ -146,6 +147,13 @@ class Service:
         """Ends what is under way with CancelledError; idempotent."""
         self._closed = True
         await asyncio.to_thread(self.scheduler.close)
+        if self._owns:
+            await asyncio.to_thread(self.pipeline.close)
+
+    async def idle(self) -> None:
+        """Returns once everything that was taken on has ended."""
+        while self.admission.taken:
+            await asyncio.sleep(0.05)
 
     async def __aenter__(self) -> Service:
         return self

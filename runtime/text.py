@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gentron.bundle import NULL_TEXT, Bundle, null_text_names, tokenizer_file
 from gentron.contract import text_encoder_name
 from gentron.engines import Engine
+from gentron.errors import BundleError
 from gentron.runtime.finite import check_finite
 from gentron.runtime.tokenizer import PromptTokenizer
 
@@ -85,15 +86,33 @@ class TextStage:
 
 
 def _stored_null(bundle: Bundle) -> EncodedText:
+    """Raises BundleError where it is not what this model's encoders give."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    values = load_file(bundle.path / NULL_TEXT)
-    names = null_text_names(len(bundle.config.text))
+    file, config = bundle.path / NULL_TEXT, bundle.config
+    try:
+        values = load_file(file)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{file}: not a readable safetensors file: {error}") from error
+    names = null_text_names(len(config.text))
+    wanted: dict[str, tuple[int, ...]] = {}
+    for (hidden, mask), text in zip(names, config.text, strict=True):
+        wanted |= {hidden: (text.max_tokens, text.width), mask: (text.max_tokens,)}
+    if config.pooled_width:
+        wanted["pooled"] = (config.pooled_width,)
+    for name, shape in wanted.items():
+        kind = np.int64 if name.startswith("mask") else np.float32
+        found = values.get(name)
+        if found is None or found.shape != shape or found.dtype != kind:
+            raise BundleError(
+                f"{file}: {name} must be {np.dtype(kind)} {list(shape)}; export the bundle again"
+            )
     return EncodedText(
         prompt="",
         hidden=tuple(_frozen(values[hidden]) for hidden, _ in names),
         mask=tuple(_frozen(values[mask]) for _, mask in names),
-        pooled=_frozen(values["pooled"]) if "pooled" in values else None,
+        pooled=_frozen(values["pooled"]) if config.pooled_width else None,
         lost="",
     )
 
