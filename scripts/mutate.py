@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import faulthandler
 import hashlib
 import json
@@ -78,7 +79,7 @@ def damaged_json(values: Any, rng: random.Random) -> Any:
 
     walk(values)
     if not places:
-        return rng.choice(ODD)
+        return copy.deepcopy(rng.choice(ODD))
     node, key = rng.choice(places)
     kind = rng.randrange(5)
     if kind == 0:
@@ -94,7 +95,7 @@ def damaged_json(values: Any, rng: random.Random) -> Any:
         ):
             node[key] = json.loads(json.dumps(other[place]))
     else:
-        node[key] = rng.choice(ODD)
+        node[key] = copy.deepcopy(rng.choice(ODD))
     return values
 
 
@@ -275,36 +276,43 @@ def try_requests(options: argparse.Namespace) -> list[str]:
     from gentron.runtime.metrics import Metrics
     from gentron.runtime.service import Service
 
-    wrong: list[str] = []
-    statuses: collections.Counter[int] = collections.Counter()
     with Pipeline.load(options.bundle, backend="onnxruntime") as pipe, socket.socket() as listening:
         app = create_app(lambda: Service(pipe), Metrics())
         listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = threading.Thread(target=lambda: server.run([listening]))
         thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        for number in range(options.first, options.first + options.requests):
-            rng = random.Random(f"{options.seed} request {number}")
-            path, body, headers = damaged_body(rng)
-            try:
-                status = send(port, path, body, headers, options.seconds)
-            except TimeoutError:
-                status = -1
-            statuses[status] += 1
-            if status < 200 or (status >= 500 and status not in (503, 507)):
-                wrong.append(f"request {number}: {status} for {path} {headers} {body[:300]!r}")
-                print(wrong[-1], flush=True)
-        healthy = f"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-            connection.sendall(healthy.encode())
-            if b" 200 " not in connection.recv(4096)[:20]:
-                wrong.append("the server is not healthy afterwards")
-        server.should_exit = True
-        thread.join()
-    print(f"{options.requests} requests: {dict(sorted(statuses.items()))}")
+        try:
+            while not server.started:
+                time.sleep(0.05)
+            return send_damaged(options, listening.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def send_damaged(options: argparse.Namespace, port: int) -> list[str]:
+    wrong: list[str] = []
+    statuses: collections.Counter[int] = collections.Counter()
+    slowest = 0.0
+    for number in range(options.first, options.first + options.requests):
+        rng = random.Random(f"{options.seed} request {number}")
+        path, body, headers = damaged_body(rng)
+        started = time.monotonic()
+        try:
+            status = send(port, path, body, headers, options.seconds)
+        except TimeoutError:
+            status = -1
+        slowest = max(slowest, time.monotonic() - started)
+        statuses[status] += 1
+        if status < 200 or (status >= 500 and status not in (503, 507)):
+            wrong.append(f"request {number}: {status} for {path} {headers} {body[:300]!r}")
+            print(wrong[-1], flush=True)
+    if send(port, "/healthz", b"", {}, options.seconds) != 405:  # it takes no POST
+        wrong.append("the server does not answer afterwards")
+        print(wrong[-1])
+    found = dict(sorted(statuses.items()))
+    print(f"{options.requests} requests: {found}; slowest {slowest:.1f} s")
     return wrong
 
 
