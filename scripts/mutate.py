@@ -295,6 +295,11 @@ def send_damaged(options: argparse.Namespace, port: int) -> list[str]:
     wrong: list[str] = []
     statuses: collections.Counter[int] = collections.Counter()
     slowest = 0.0
+    for values in BODIES:  # undamaged they have to be right, or nothing is tried but one mistake
+        headers = {"content-type": "application/json"}
+        if send(port, "/v1/images/generations", dump(values), headers, options.seconds) != 200:
+            wrong.append(f"undamaged, and refused: {values}")
+            print(wrong[-1], flush=True)
     for number in range(options.first, options.first + options.requests):
         rng = random.Random(f"{options.seed} request {number}")
         path, body, headers = damaged_body(rng)
