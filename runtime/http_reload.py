@@ -46,7 +46,9 @@ class Reloader:
                 new = await asyncio.to_thread(self._open)
                 await new.warm_up(self._warm_up)
             except (GenTronError, MemoryError) as error:
-                log.error("reload failed, the bundle stays as it was: %s", error or "no memory")
+                log.error(
+                    "reload failed, the bundle stays as it was: %s", str(error) or "no memory"
+                )
             except Exception:
                 log.exception("reload failed, the bundle stays as it was")
             else:
