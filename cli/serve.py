@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def cli(choice: Any, serving: Serving) -> None:
     """Serve a bundle over HTTP."""
     try:
+        import uvicorn  # noqa: F401
+
         from gentron.runtime import server_log
         from gentron.runtime.http_api import create_app
         from gentron.runtime.http_server import Server

@@ -43,10 +43,15 @@ class Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
         self._reloading: set[asyncio.Task[Any]] = set()
         self._stops = 0
+        self._watch = threading.Timer(AT_ONCE, os._exit, (1,))
+        self._watch.daemon = True
 
     async def serve(self, sockets: Any = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
+        try:
+            await super().serve(sockets)
+        finally:
+            self._watch.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -82,10 +87,9 @@ class Server(uvicorn.Server):
             self._draining = asyncio.create_task(self._drain())
         else:
             log.warning("ending at once")
-            self._at_once.set()
-            watch = threading.Timer(AT_ONCE, os._exit, (1,))
-            watch.daemon = True
-            watch.start()
+            if not self._at_once.is_set():
+                self._at_once.set()
+                self._watch.start()
 
     async def _drain(self) -> None:
         served = self._app.state

@@ -41,7 +41,7 @@ ODD: tuple[Any, ...] = (
 BODIES = (
     {"prompt": "a cat", "size": "16x16", "gentron": {"seed": 1, "steps": 2}},
     {"prompt": "a cat", "n": 2, "size": "16x16", "output_format": "jpeg",
-     "output_compression": 50, "gentron": {"steps": 3, "solver": "ddpm", "eta": 0.5,
+     "output_compression": 50, "gentron": {"steps": 3, "solver": "ddim", "eta": 0.5,
      "guidance": 4.0, "guidance_interval": [0.3, 5.0], "negative": "a dog", "priority": 1}},
     {"prompt": "a dog", "size": "16x16", "stream": True, "partial_images": 1,
      "gentron": {"seed": 3, "steps": 3, "solver": "unipc", "deadline": 60}},

@@ -59,7 +59,7 @@ class Running:
         body = {"prompt": "a cat", "size": "16x16", "gentron": {"steps": steps, "seed": seed}}
         return httpx.post(self.url + IMAGES, json=body, timeout=60)
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
