@@ -1,4 +1,4 @@
-"""The HTTP server: OpenAI's images and videos, health, metrics.
+"""The HTTP server: OpenAI's images and videos, the page at `/`, health, metrics.
 
 One application for one `Service`. Whatever concerns every request (limits, who asks) is in
 `http_guard.py`, errors are in `http_errors.py`, metrics in `metrics.py`.
@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 import gentron
 from gentron.errors import GenTronError, RequestError
-from gentron.runtime import http_errors, http_images, http_videos
+from gentron.runtime import http_errors, http_images, http_page, http_videos
 from gentron.runtime.http_access import Access
 from gentron.runtime.http_guard import Gate, Guard
 from gentron.runtime.http_log import RequestLog
@@ -93,6 +93,7 @@ def create_app(
     http_errors.install(app)
     app.include_router(http_images.router)
     app.include_router(http_videos.router)
+    app.include_router(http_page.router)
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
@@ -144,4 +145,5 @@ def _model(state: ServerState) -> dict[str, Any]:
         "object": "model",
         "created": state.created,
         "owned_by": "gentron",
+        "gentron": http_page.abilities(state.service),
     }

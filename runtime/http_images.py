@@ -43,16 +43,22 @@ async def generate(body: ImageRequest, request: Request) -> Response:
     state.check_model(body.model)
     if body.stream and (body.n or 1) != 1:
         raise RequestError("stream", "streams one image at a time; use n = 1, or no stream")
-    if body.partial_images and not body.stream:
+    own = body.gentron
+    previews = body.partial_images or 0
+    if own is not None and own.previews is not None:
+        if body.partial_images is not None:
+            raise RequestError("previews", "give either `partial_images` or `gentron.previews`")
+        previews = own.previews
+    if previews and not body.stream:
         raise RequestError("partial_images", "come in a stream only; ask for stream = true")
-    options = body.gentron.settings() if body.gentron else {}
+    options = own.settings() if own else {}
     steps = options.get("steps") or state.service.pipeline.bundle.manifest.defaults.steps
     ticket = state.service.submit(
         body.prompt,
         batch=body.n or 1,
         size=pixels(body.size),
         client=client_of(request),
-        previews=preview_steps(body.partial_images or 0, steps),
+        previews=preview_steps(previews, steps),
         **options,
     )
     state.note(ticket.id, body.prompt, options.get("negative", ""))
@@ -83,8 +89,8 @@ async def _events(ticket: Ticket, body: ImageRequest) -> AsyncIterator[bytes]:
                     continue
                 if step is None:
                     break
+                yield f": step {step.index + 1} of {step.total}\n\n".encode()
                 if step.preview is None:
-                    yield f": step {step.index + 1} of {step.total}\n\n".encode()
                     continue
                 picture = await asyncio.to_thread(_picture, step.preview[0], body, {})
                 height, width = step.preview.shape[1:3]

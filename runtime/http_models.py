@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from gentron.errors import RequestError
 
 MAX_PARTIAL_IMAGES = 3  # as OpenAI's
+MAX_PREVIEWS = 64
 DEFAULT_FPS = 8.0
 Number = StrictInt | float
 
@@ -44,6 +45,12 @@ class Extension(BaseModel):
         return self.model_dump(exclude_none=True, include=set(Extension.model_fields))
 
 
+class ImageExtension(Extension):
+    previews: StrictInt | None = Field(
+        None, ge=0, le=MAX_PREVIEWS, description="partial images, where 3 are too few"
+    )
+
+
 class VideoExtension(Extension):
     frames: StrictInt | None = Field(None, description="instead of `seconds`")
     fps: float | None = Field(None, gt=0, le=240, description="frames a second of the file")
@@ -67,7 +74,7 @@ class ImageRequest(BaseModel):
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = Field(None, description="the operator's filter")
     user: StrictStr | None = Field(None, max_length=256, description="kept nowhere")
-    gentron: Extension | None = None
+    gentron: ImageExtension | None = None
 
 
 class VideoRequest(BaseModel):
