@@ -10,15 +10,31 @@ export class ServerError extends Error {
   }
 }
 
+/** The browser's storage of that name; memory where it refuses. */
+export function storage(name) {
+  try {
+    return window[name]
+  } catch {
+    const values = new Map()
+    return {
+      getItem: key => values.get(key) ?? null,
+      setItem: (key, value) => values.set(key, value),
+      removeItem: key => values.delete(key),
+    }
+  }
+}
+
+const session = storage('sessionStorage')
+
 export function useKey(key) {
-  sessionStorage.setItem(KEY, key)
+  session.setItem(KEY, key)
 }
 
 /** The answer, or a ServerError in the server's own words. */
 export async function ask(path, {method = 'GET', body, signal} = {}) {
   const headers = {}
   if (body !== undefined) headers['Content-Type'] = 'application/json'
-  const key = sessionStorage.getItem(KEY)
+  const key = session.getItem(KEY)
   if (key) headers.Authorization = `Bearer ${key}`
   let response
   try {
@@ -90,7 +106,7 @@ export async function* filming(id, signal) {
     const job = await (await ask(`v1/videos/${id}`, {signal})).json()
     yield job
     if (job.status === 'completed') return
-    if (job.status === 'failed') throw new ServerError(job.error?.message ?? 'The video failed.')
+    if (job.status === 'failed') throw new ServerError(job.error?.message ?? 'The video failed.', 500)
     await new Promise(resolve => setTimeout(resolve, 250))
     signal.throwIfAborted()
   }

@@ -1,13 +1,15 @@
 // The page: what happens when.
 
-import {ServerError, ask, blobOf, drawing, filming, useKey, written} from './api.js'
+import {ServerError, ask, blobOf, drawing, filming, storage, useKey, written} from './api.js'
 import * as form from './form.js'
 import * as gallery from './gallery.js'
 import {Stage, say} from './stage.js'
 
 const $ = selector => document.querySelector(selector)
+const kept = storage('localStorage')
 const stage = new Stage()
 const entries = new Map()
+const narrow = matchMedia('(max-width: 820px)')
 const JOB = 'gentron.job' // a video under way, found again after a reload
 let model = null
 let able = null
@@ -22,6 +24,7 @@ async function make(values) {
   form.clear()
   current = new AbortController()
   mark(null)
+  if (narrow.matches) $('#settings').open = false // so that the table is in sight
   busy(true)
   try {
     if (values.kind === 'video') await film(values, current.signal)
@@ -38,10 +41,10 @@ async function make(values) {
 async function draw(values, signal) {
   const {n = 1, prompt, negative, seed, width, height, steps, solver, guidance} = values
   const seeds = Array.from({length: n}, (_, k) => (BigInt(seed) + BigInt(k)).toString())
-  stage.begin(seeds, [width, height], Math.max(1, steps))
+  stage.begin(seeds, [width, height], counted(steps))
   say(n === 1 ? 'Drawing' : `Drawing ${n} pictures`)
   const request = {prompt, size: `${width}x${height}`, stream: true}
-  const own = {steps, solver, guidance, negative, previews: Math.min(able.limits.previews, steps - 1)}
+  const own = {steps, solver, guidance, negative, previews: Math.max(0, Math.min(able.limits.previews, Math.floor(steps) - 1))}
   const one = async (own_seed, k) => {
     for await (const event of drawing(written(request, own, own_seed), signal)) {
       if (event.step) stage.progress(k, event.step)
@@ -64,9 +67,11 @@ async function draw(values, signal) {
     stage.shown = made[0]
     await select(made[0])
   }
-  say(n === 1 ? 'Done.' : `Done: ${n} pictures.`)
+  say(n === 1 ? 'Done.' : `Done: ${n} pictures. Choose one below to see its settings.`)
 }
 
+/** Ticks of the scale, for what the server may yet refuse. */
+const counted = steps => Math.max(1, Math.min(able.limits.steps, Math.floor(steps)))
 const total = seconds => Object.values(seconds ?? {}).reduce((sum, value) => sum + value, 0)
 
 async function film(values, signal) {
@@ -74,14 +79,14 @@ async function film(values, signal) {
   const own = {steps, solver, guidance, motion, frames, fps, negative}
   const body = written({prompt, size: `${width}x${height}`}, own, seed)
   const job = await (await ask('v1/videos', {method: 'POST', body})).json()
-  localStorage.setItem(JOB, JSON.stringify({id: job.id, values}))
+  kept.setItem(JOB, JSON.stringify({id: job.id, values}))
   await follow(job.id, values, signal)
 }
 
 /** A job until its video is here. Cancelling deletes it on the server. */
 async function follow(id, values, signal) {
   const started = performance.now()
-  stage.begin([values.seed], [values.width, values.height], Math.max(1, values.steps))
+  stage.begin([values.seed], [values.width, values.height], counted(values.steps))
   say('Filming')
   try {
     for await (const job of filming(id, signal)) stage.progress(0, job.gentron.done_steps)
@@ -92,15 +97,15 @@ async function follow(id, values, signal) {
     say('Done.')
   } catch (error) {
     if (signal.aborted) await ask(`v1/videos/${id}`, {method: 'DELETE'})
-    if (error.status === 401) throw error
-    localStorage.removeItem(JOB)
+    else if (error.status === 401 || error.status === 0) throw error // it may still be there
+    kept.removeItem(JOB)
     throw error
   }
-  localStorage.removeItem(JOB)
+  kept.removeItem(JOB)
 }
 
 async function resume() {
-  const job = JSON.parse(localStorage.getItem(JOB) ?? 'null')
+  const job = JSON.parse(kept.getItem(JOB) ?? 'null')
   if (!job || current) return
   current = new AbortController()
   busy(true)
@@ -161,8 +166,8 @@ function list(entry) {
   thumb.className = entry.kind === 'video' ? 'thumb film' : 'thumb'
   const inner = document.createElement(entry.kind === 'video' ? 'video' : 'img')
   const url = URL.createObjectURL(entry.blob)
-  inner.src = url
-  if (entry.kind === 'video') Object.assign(inner, {muted: true, preload: 'metadata', tabIndex: -1})
+  inner.src = entry.kind === 'video' ? `${url}#t=0.01` : url // a video shows nothing until it is moved
+  if (entry.kind === 'video') Object.assign(inner, {muted: true, preload: 'auto', tabIndex: -1})
   else inner.alt = ''
   thumb.append(inner)
   const [caption, seed] = ['caption', 'seed'].map(name => {
@@ -180,10 +185,10 @@ function list(entry) {
   item.append(button)
   $('#gallery').prepend(item)
   entries.set(entry, {item, button, url})
-  counted()
+  title()
 }
 
-function counted() {
+function title() {
   $('#made-title').textContent = entries.size ? `Made here (${entries.size})` : 'Nothing made here yet'
 }
 
@@ -209,7 +214,7 @@ async function remove(entry) {
   item.remove()
   URL.revokeObjectURL(url)
   entries.delete(entry)
-  counted()
+  title()
   idle()
   const note = $('#removed')
   note.hidden = false
@@ -234,19 +239,19 @@ function idle() {
 // ---- the rest of the page
 
 function askForKey(error, again) {
-  const was = $('#key').value
+  $('#key-error').textContent = afterKey ? error.message : ''
   afterKey = again
   $('#key-form').hidden = false
-  $('#key-error').textContent = was ? error.message : ''
   $('#key').focus()
 }
 
 $('#key-form').addEventListener('submit', event => {
   event.preventDefault()
   useKey($('#key').value.trim())
+  $('#key').value = ''
   $('#key-form').hidden = true
   $('#prompt').focus()
-  afterKey?.()
+  afterKey()
 })
 
 $('#form').addEventListener('submit', event => {
@@ -275,12 +280,12 @@ $('#again').addEventListener('click', () => {
 })
 $('#remove').addEventListener('click', () => remove(shown))
 
-const THEMES = {auto: 'as the system', light: 'light', dark: 'dark'}
+const THEMES = {auto: 'system', light: 'light', dark: 'dark'}
 
 function theme(name) {
   document.documentElement.dataset.theme = name
-  $('#theme').textContent = `Light or dark: ${THEMES[name]}`
-  localStorage.setItem('gentron.theme', name)
+  $('#theme').textContent = `Theme: ${THEMES[name]}`
+  kept.setItem('gentron.theme', name)
 }
 
 $('#theme').addEventListener('click', () => {
@@ -304,11 +309,11 @@ async function start() {
   resume()
 }
 
-theme(localStorage.getItem('gentron.theme') in THEMES ? localStorage.getItem('gentron.theme') : 'auto')
+theme(kept.getItem('gentron.theme') in THEMES ? kept.getItem('gentron.theme') : 'auto')
 $('#draw').disabled = true
-$('#settings').open = matchMedia('(min-width: 821px)').matches
+$('#settings').open = !narrow.matches
 idle()
-counted()
+title()
 for (const entry of await gallery.open(words => { $('#kept').textContent = words })) list(entry)
 await start()
 document.documentElement.dataset.ready = 'true'

@@ -141,8 +141,8 @@ function fact([name, value]) {
 /** Blocks as large as a latent's, in tints of the ground; the same for the same seed. */
 function noise(seed, width, height) {
   const canvas = document.createElement('canvas')
-  canvas.width = Math.max(1, Math.round(width / 8))
-  canvas.height = Math.max(1, Math.round(height / 8))
+  canvas.width = Math.max(1, Math.min(64, Math.round(width / 8)))
+  canvas.height = Math.max(1, Math.min(64, Math.round(height / 8)))
   canvas.setAttribute('aria-hidden', 'true')
   const context = canvas.getContext('2d')
   let state = seed || 1

@@ -105,6 +105,12 @@ def test_the_wheel_holds_the_word_list_the_type_marker_and_the_licence(names: se
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
+def test_the_wheel_holds_the_page_of_the_server(names: set[str]) -> None:
+    inside = {file.name for file in (ROOT / "runtime" / "page").iterdir()}
+    assert "index.html" in inside
+    assert {f"gentron/runtime/page/{name}" for name in inside} <= names
+
+
 def test_the_wheel_holds_no_pickled_weights(names: set[str]) -> None:
     assert not [name for name in names if Path(name).suffix.lower() in UNSAFE_SUFFIXES]
 

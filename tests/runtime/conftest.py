@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import socket
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
+import uvicorn
 
 from gentron.guidance import Branch
 from gentron.runtime import Pipeline
 from gentron.runtime.admission import Bounds
+from gentron.runtime.http_access import Access
+from gentron.runtime.http_api import create_app
 from gentron.runtime.loop import DenoiseLoop
+from gentron.runtime.metrics import Metrics
 from gentron.runtime.sample import Sample
 from gentron.runtime.scheduling import Capacity
 from gentron.runtime.service import Options, Service
@@ -114,3 +123,133 @@ def faults(video_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[Ca
 
     monkeypatch.setattr(engine, "bind", watched, raising=False)
     return hooks
+
+
+# The page at `/`, in a browser.
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+class Site:
+    """The server on a free port; a call of the denoiser takes `delay` seconds longer."""
+
+    delay = 0.0
+
+    def __init__(self, pipeline: Any, access: Access | None = None):
+        self.metrics = Metrics()
+        options = Options(bounds=Bounds(steps=500), observer=self.metrics)
+        app = create_app(
+            lambda: Service(pipeline, options), self.metrics, [(16, 16)], access=access
+        )
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self.thread = threading.Thread(target=lambda: self.server.run([listening]))
+
+    def __enter__(self) -> Site:
+        self.thread.start()
+        until(lambda: self.server.started)
+        until(lambda: httpx.get(f"{self.url}readyz").status_code == 200)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def until(ready: Any, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def site(video_pipeline) -> Iterator[Site]:
+    engine = video_pipeline._engines["denoiser"]
+    bind, running = engine.bind, Site(video_pipeline)
+
+    class Paced:
+        def __init__(self, buffers: Any):
+            self.call = bind(buffers)
+
+        def run(self) -> None:
+            time.sleep(running.delay)
+            self.call.run()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "bind", Paced, raising=False)
+        with running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs a Chromium (Debian: apt-get install chromium)")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def visit(browser, site) -> Iterator[Any]:
+    """`visit(url, **context)` opens the page anew; nothing may go wrong in it, or go elsewhere."""
+    site.delay, wrong, contexts = 0.0, [], []
+
+    def open_page(url: str | None = None, script: str = "", **options: Any) -> Any:
+        url = url or site.url
+        context = browser.new_context(**options)
+        contexts.append(context)
+        tab = context.new_page()
+        if script:
+            tab.add_init_script(script)
+        tab.set_default_timeout(20_000)
+
+        def said(message: Any) -> None:  # a refusal of the server is told on the page, and here
+            if message.type == "error" and "Failed to load resource" not in message.text:
+                wrong.append(message.text)
+
+        def asked(request: Any) -> None:
+            if not request.url.startswith((url, "blob:")):
+                wrong.append(request.url)
+
+        tab.on("console", said)
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("request", asked)
+        tab.goto(url)
+        tab.wait_for_selector("html[data-ready]", state="attached")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+@pytest.fixture
+def open_site() -> type[Site]:
+    """Another server, with `Access`."""
+    return Site
+
+
+@pytest.fixture
+def draw() -> Callable[..., None]:
+    """`draw(tab, "a cat", steps=2)` fills the form and presses Enter."""
+
+    def fill(tab: Any, prompt: str = "a cat", **settings: object) -> None:
+        for name, value in settings.items():
+            tab.fill(f"[name={name}]", str(value))
+        tab.fill("#prompt", prompt)
+        tab.press("#prompt", "Enter")
+
+    return fill
