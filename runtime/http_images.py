@@ -89,8 +89,8 @@ async def _events(ticket: Ticket, body: ImageRequest) -> AsyncIterator[bytes]:
                     continue
                 if step is None:
                     break
-                yield f": step {step.index + 1} of {step.total}\n\n".encode()
                 if step.preview is None:
+                    yield f": step {step.index + 1} of {step.total}\n\n".encode()
                     continue
                 picture = await asyncio.to_thread(_picture, step.preview[0], body, {})
                 height, width = step.preview.shape[1:3]

@@ -85,7 +85,7 @@ def check_parses(command: str) -> None:
         words = shlex.split(part.partition(" > ")[0])
         while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words.pop(0)
-        name = Path(words[0]).name
+        name = Path(words[0]).name or words[0]
         if name.startswith("gentron-"):
             parse_ours(words)
         elif name in CHECKS:

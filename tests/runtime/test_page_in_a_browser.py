@@ -102,10 +102,10 @@ def test_where_the_browser_keeps_nothing_it_says_so_before_anything_is_lost(visi
     draw(tab, steps=1)
     tab.wait_for_selector(DONE)
     assert "1 of these are not kept" in tab.inner_text("#kept")
-    asked = []
-    tab.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
-    tab.close(run_before_unload=True)
-    until(lambda: asked == ["beforeunload"], 5)
+    with tab.expect_event("dialog") as asked:
+        tab.close(run_before_unload=True)
+    assert asked.value.type == "beforeunload"
+    asked.value.accept()
 
 
 def test_a_video_is_filmed_found_again_after_a_reload_and_plays(visit, draw, site):
