@@ -58,13 +58,11 @@ def commands_of(block: Block) -> list[str]:
     return [re.sub(r"\s+", " ", line) for line in stripped if line]
 
 
-COMMANDS = {  # command -> where it stands first
-    command: block.place
-    for block in reversed(BLOCKS)
-    if block.language == "sh"
-    for command in reversed(commands_of(block))
-}
-COMMANDS = dict(reversed(COMMANDS.items()))
+COMMANDS: dict[str, str] = {}  # in the documents' order: command -> where it stands first
+for block in BLOCKS:
+    if block.language == "sh":
+        for command in commands_of(block):
+            COMMANDS.setdefault(command, block.place)
 PYTHON = {
     next(line for line in block.text.splitlines() if line and "import " not in line): block
     for block in reversed(BLOCKS)
