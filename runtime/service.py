@@ -27,6 +27,7 @@ from gentron.runtime.result import Settings
 from gentron.runtime.scheduling import Capacity, Scheduler
 from gentron.runtime.stages import PictureFilter
 from gentron.runtime.ticket import Ticket
+from gentron.runtime.tracing import start_trace
 from gentron.runtime.work import Needs, Work
 
 PromptFilter = Callable[[str], str | None]  # a prompt or negative prompt -> why not
@@ -112,6 +113,7 @@ class Service:
             on_state=lambda state: ticket.post(lambda t: t.move(state)),
             on_result=lambda result: ticket.post(lambda t: t.complete(result)),
             on_error=lambda error: ticket.post(lambda t: t.fail(error)),
+            trace=start_trace(settings),
         )
         ticket.on_cancel = lambda: self.scheduler.cancel(work)
         self.scheduler.submit(work, needs)

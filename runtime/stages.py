@@ -156,4 +156,5 @@ class Stages:
 
     def _end(self, work: Work, outcome: str) -> None:
         self._observer.finished(outcome, time.monotonic() - work.arrived)
+        work.trace.end(outcome)
         self.on_end(work)

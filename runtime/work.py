@@ -17,6 +17,7 @@ from gentron.runtime.sample import Conditioning
 from gentron.runtime.step_batch import Member
 from gentron.runtime.tables import Lease
 from gentron.runtime.ticket import Progress
+from gentron.runtime.tracing import Trace
 
 STATE_COPIES = 2 * 3 + 1  # two states of three slots, and the noise
 WAITING, PREPARING, RUNNING, LEFT = "waiting", "preparing", "running", "left"
@@ -46,6 +47,7 @@ class Work:
     reports: list[StageReport] = field(default_factory=list)
     denoise_seconds: float = 0.0
     calls: int = 0
+    trace: Trace = field(default_factory=Trace)
 
     @property
     def done_steps(self) -> int:
@@ -75,6 +77,7 @@ class Work:
         )
 
     def report(self, stage: str, seconds: float, calls: int) -> None:
+        self.trace.stage(stage, seconds, calls)
         self.reports.append(StageReport(stage, seconds, resident_mib(), calls))
 
 
