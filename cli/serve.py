@@ -9,6 +9,7 @@ import click
 import gentron
 from gentron.cli.common import run_command
 from gentron.cli.drawing import engine_options
+from gentron.cli.job_options import JobChoice, job_options
 from gentron.cli.serving import Serving, serving_options
 from gentron.errors import BackendError, GenTronError
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @serving_options
+@job_options
 @engine_options
 @click.version_option(gentron.__version__)
-def cli(choice: Any, serving: Serving) -> None:
+def cli(choice: Any, jobs: JobChoice, serving: Serving) -> None:
     """Serve a bundle over HTTP."""
     try:
         import uvicorn  # noqa: F401
@@ -43,6 +45,7 @@ def cli(choice: Any, serving: Serving) -> None:
     bounds = Bounds(requests=serving.max_requests)
     if serving.max_per_client is not None:
         bounds = Bounds(requests=serving.max_requests, per_client=serving.max_per_client)
+    store = jobs.open()  # before the bundle: that another server has the folder is told at once
     first = [choice.load()]  # before the server starts: what is wrong with it is one line
 
     def open_service() -> Service:
@@ -59,7 +62,7 @@ def cli(choice: Any, serving: Serving) -> None:
         return Service(pipe, options, owns=True)
 
     app = create_app(
-        open_service, metrics, serving.warm_up, access=access, log_prompts=serving.log_prompts
+        open_service, metrics, serving.warm_up, store, access, log_prompts=serving.log_prompts
     )
     server = Server(app, serving.host, serving.port, serving.drain_timeout)
     try:

@@ -45,6 +45,10 @@ class RequestError(GenTronError, ValueError):
         self.field = field
 
 
+class KeyReusedError(RequestError):
+    """An idempotency key came with another request than the first time."""
+
+
 class BundleError(GenTronError):
     """A bundle or checkpoint is missing, damaged or of a kind this version cannot read."""
 
@@ -63,6 +67,10 @@ class ParityError(GenTronError):
 
 class ResourceError(GenTronError):
     """This machine lacks the memory or the disk space that the job needs."""
+
+
+class StorageError(GenTronError):
+    """A job or its result cannot be kept: full disk, damaged or foreign folder, in use."""
 
 
 class OutputError(GenTronError):

@@ -25,7 +25,7 @@ from gentron.runtime.http_models import VideoRequest
 from gentron.runtime.http_reload import Reloader
 from gentron.runtime.http_state import ServerState
 from gentron.runtime.job_runner import JobRunner
-from gentron.runtime.jobs import JobStore, MemoryJobStore
+from gentron.runtime.job_store import JobStore
 from gentron.runtime.metrics import Metrics
 from gentron.runtime.service import Service
 
@@ -44,13 +44,14 @@ def create_app(
 ) -> FastAPI:
     """`open_service` is called when the server starts, and again for a reload; a service is closed
     when the server ends or another has taken its place. `/readyz` answers yes once the sizes of
-    `warm_up` in pixels were drawn. Jobs are kept in `store`, by default in memory."""
-    sizes, gate = list(warm_up), Gate()
+    `warm_up` in pixels were drawn. Jobs are kept in `store`, by default in memory; those that it
+    has left over go on after the warm-up, and it is closed when the server ends."""
+    sizes, gate, jobs = list(warm_up), Gate(), JobStore() if store is None else store
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = open_service()
-        runner = JobRunner(service, MemoryJobStore() if store is None else store)
+        runner = JobRunner(service, jobs)
         state = app.state.gentron = ServerState(service, runner, gate=gate, log_prompts=log_prompts)
         reloader = app.state.reloader = Reloader(state, open_service, sizes, metrics)
         metrics.serves(service.pipeline.bundle.manifest.name, service.pipeline.bundle.digest)
@@ -62,6 +63,7 @@ def create_app(
                 log.error("not ready: the warm-up failed: %s", error)
             else:
                 state.ready = not gate.draining
+                await runner.resume()
 
         task = asyncio.create_task(make_ready())
         try:
@@ -72,6 +74,7 @@ def create_app(
             await runner.close()
             await reloader.close()
             await state.service.close()
+            await asyncio.to_thread(jobs.close)
 
     app = FastAPI(
         title="GenTron",

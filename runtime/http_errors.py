@@ -13,26 +13,35 @@ from starlette.exceptions import HTTPException
 
 from gentron.errors import (
     BackendError,
+    BundleError,
     BusyError,
     CancelledError,
     DeadlineError,
     GenTronError,
+    KeyReusedError,
     NonFiniteError,
+    OutputError,
     RefusedError,
     RequestError,
     ResourceError,
+    StorageError,
 )
 
 log = logging.getLogger(__name__)
 STATUS: tuple[tuple[type[GenTronError], int, str], ...] = (
+    # Not 409, after which OpenAI's client tries again.
+    (KeyReusedError, 422, "idempotency_key_reused"),
     (RequestError, 400, "invalid_request"),
     (RefusedError, 400, "content_policy_violation"),
     (BusyError, 429, "busy"),
     (DeadlineError, 503, "deadline"),
     (CancelledError, 503, "cancelled"),
     (ResourceError, 507, "out_of_memory"),
+    (StorageError, 507, "storage"),
+    (OutputError, 507, "storage"),
     (NonFiniteError, 500, "not_finite"),
     (BackendError, 500, "backend"),
+    (BundleError, 500, "bundle"),
 )
 
 

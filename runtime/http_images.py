@@ -1,30 +1,29 @@
-"""`POST /v1/images/generations`, whole or as server-sent events."""
+"""`POST /v1/images/generations`: whole, as server-sent events, or as a job (`http_jobs.py`)."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from gentron.errors import RequestError
 from gentron.runtime.http_errors import described
+from gentron.runtime.http_jobs import KEY, Asked, add_job_routes, job_file, start_job
 from gentron.runtime.http_models import ImageRequest, pixels, preview_steps
 from gentron.runtime.http_state import ServerState, client_gone, client_of
-from gentron.runtime.image_file import encode_png
+from gentron.runtime.job_output import Picture, picture_bytes
+from gentron.runtime.jobs import IMAGE
 from gentron.runtime.result import Result
 from gentron.runtime.ticket import Ticket
 
 router = APIRouter()
-Picture = npt.NDArray[np.uint8]
+WHEN = ("priority", "deadline")  # to run it; the others say what it is
 KEEP_ALIVE = 15.0  # seconds without an event after which a comment is sent
 # OpenAI counts tokens; there is nothing here to bill.
 NO_USAGE = {
@@ -35,10 +34,13 @@ NO_USAGE = {
 }
 
 
-@router.post("/v1/images/generations")
-async def generate(body: ImageRequest, request: Request) -> Response:
+@router.post("/v1/images/generations", responses={202: {"description": "A job, with gentron.job"}})
+async def generate(
+    body: ImageRequest, request: Request, key: str | None = Header(None, alias=KEY)
+) -> Response:
     """Pictures for a prompt. With `stream`, events: partial images, then the picture. Closing the
-    connection cancels the request before its next step."""
+    connection cancels the request before its next step. With `gentron.job`, a job at once; ask
+    `GET /v1/images/{id}` how far it is."""
     state = ServerState.of(request)
     state.check_model(body.model)
     if body.stream and (body.n or 1) != 1:
@@ -52,6 +54,10 @@ async def generate(body: ImageRequest, request: Request) -> Response:
     if previews and not body.stream:
         raise RequestError("partial_images", "come in a stream only; ask for stream = true")
     options = own.settings() if own else {}
+    if own and own.job:
+        return await _start(body, request, key, options)
+    if key is not None:
+        raise RequestError(KEY, "is for jobs; ask for one with gentron.job, or leave it out")
     steps = options.get("steps") or state.service.pipeline.bundle.manifest.defaults.steps
     ticket = state.service.submit(
         body.prompt,
@@ -73,6 +79,28 @@ async def generate(body: ImageRequest, request: Request) -> Response:
     data = await asyncio.to_thread(_encoded, result, body)
     content = {"created": int(time.time()), "data": data, **_shared(body, result)}
     return JSONResponse(content)
+
+
+async def _start(
+    body: ImageRequest, request: Request, key: str | None, options: dict[str, Any]
+) -> Response:
+    if body.stream:
+        raise RequestError("stream", "is not for jobs; leave it out, or gentron.job")
+    options = {name: value for name, value in options.items() if name not in WHEN}
+    settings = ServerState.of(request).service.pipeline.settings(
+        body.prompt, batch=body.n or 1, size=pixels(body.size), **options
+    )
+    asked = Asked(IMAGE, body, settings, _output(body), body.gentron)
+    return await start_job(request, asked, key, 202)
+
+
+@router.get("/v1/images/{image_id}/content")
+async def content(image_id: str, request: Request, index: int = Query(0, ge=0, le=255)) -> Response:
+    """A picture of a job, once it is completed."""
+    return await job_file(request, IMAGE, image_id, index)
+
+
+add_job_routes(router, IMAGE)
 
 
 async def _events(ticket: Ticket, body: ImageRequest) -> AsyncIterator[bytes]:
@@ -163,11 +191,8 @@ def _encoded(result: Result, body: ImageRequest) -> list[dict[str, str]]:
 
 def _picture(picture: Picture, body: ImageRequest, metadata: dict[str, Any]) -> str:
     """Base64 of a file in the format asked for; PNG carries the settings."""
-    if (body.output_format or "png") == "png":
-        return base64.b64encode(encode_png(picture, metadata)).decode()
-    from PIL import Image
+    return base64.b64encode(picture_bytes(picture, _output(body), metadata)).decode()
 
-    file = io.BytesIO()
-    quality = 100 if body.output_compression is None else body.output_compression
-    Image.fromarray(picture).save(file, format=str(body.output_format), quality=quality)
-    return base64.b64encode(file.getvalue()).decode()
+
+def _output(body: ImageRequest) -> dict[str, Any]:
+    return {"format": body.output_format or "png", "compression": body.output_compression}

@@ -49,6 +49,9 @@ class ImageExtension(Extension):
     previews: StrictInt | None = Field(
         None, ge=0, le=MAX_PREVIEWS, description="partial images, where 3 are too few"
     )
+    job: StrictBool | None = Field(
+        None, description="answer at once with a job, to be asked about and fetched"
+    )
 
 
 class VideoExtension(Extension):

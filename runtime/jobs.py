@@ -1,43 +1,47 @@
-"""Jobs that outlive the request that made them: what is kept of each, and where.
-
-`JobStore` is what the routes and the runner know. This one is in memory, bounded by number and
-age; what survives a restart is another.
-"""
+"""Jobs that outlive the request that made them, as values."""
 
 from __future__ import annotations
 
+import re
 import secrets
-import threading
-import time
-from abc import ABC, abstractmethod
-from collections import OrderedDict
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from gentron.errors import RequestError
+from gentron.runtime.result import Settings
 
 QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = (
     "queued", "in_progress", "completed", "failed", "cancelled"
 )  # fmt: skip
 ENDED = (COMPLETED, FAILED, CANCELLED)
+VIDEO, IMAGE = "video", "image"
+ID_BYTES = 16
+MAX_KEY = 255  # characters of an idempotency key
+MEDIA = {"mp4": "video/mp4", "png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A video on its way, as values."""
+    """A video or pictures on their way."""
 
     id: str
+    kind: str  # VIDEO or IMAGE
     client: str  # whose it is: nobody else sees it
     settings: dict[str, Any]  # of `runtime.result.Settings`: enough to run it (again)
-    fps: float
+    output: dict[str, Any]  # of the files: format; fps of a video, compression of a picture
+    model: str
+    digest: str  # of the bundle that it was accepted for
     created: float  # seconds since 1970
     status: str = QUEUED
-    steps: int = 0
     done_steps: int = 0
-    completed: float | None = None
+    completed: float | None = None  # when it ended, however it did
     error: tuple[str, str] | None = None  # code and message
     priority: int = 0
     deadline: float | None = None  # seconds since 1970
+
+    @property
+    def steps(self) -> int:
+        return int(self.settings["steps"])
 
     @property
     def ended(self) -> bool:
@@ -50,111 +54,53 @@ class Job:
             return 100
         return min(99, 99 * self.done_steps // max(1, self.steps))
 
+    @property
+    def media_type(self) -> str:
+        return MEDIA[self.output["format"]]
 
-def new_job_id() -> str:
-    return f"video_{secrets.token_hex(16)}"
-
-
-class JobStore(ABC):
-    """May be called from any thread. A job is seen by its client alone."""
-
-    @abstractmethod
-    def add(self, job: Job) -> None: ...
-
-    @abstractmethod
-    def get(self, id: str, client: str) -> Job | None: ...
-
-    @abstractmethod
-    def update(self, id: str, **changes: Any) -> Job | None:
-        """None if it was deleted meanwhile; an ended job stays as it is."""
-
-    @abstractmethod
-    def finish(self, id: str, content: bytes) -> Job | None:
-        """Completes it with its file; None if it was deleted meanwhile."""
-
-    @abstractmethod
-    def content(self, id: str) -> bytes | None: ...
-
-    @abstractmethod
-    def delete(self, id: str, client: str) -> Job | None: ...
-
-    @abstractmethod
-    def of_client(self, client: str) -> list[Job]:
-        """Newest first."""
+    def request(self) -> Settings:
+        """Its settings as the service takes them, also after they were JSON."""
+        interval = self.settings.get("guidance_interval")
+        return Settings(
+            **self.settings | {"guidance_interval": None if interval is None else tuple(interval)}
+        )
 
 
-class MemoryJobStore(JobStore):
-    """Forgets ended jobs when there are more than `most`, more bytes than `most_bytes`, or after
-    `seconds`."""
+class Key(NamedTuple):
+    """An idempotency key, and a digest of the body that came with it."""
 
-    def __init__(self, most: int = 256, most_bytes: int = 1 << 28, seconds: float = 3600.0):
-        self._most, self._most_bytes, self._seconds = most, most_bytes, seconds
-        self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._contents: dict[str, bytes] = {}
-        self._lock = threading.Lock()
-
-    def add(self, job: Job) -> None:
-        with self._lock:
-            self._forget()
-            self._jobs[job.id] = job
-
-    def get(self, id: str, client: str) -> Job | None:
-        with self._lock:
-            self._forget()
-            job = self._jobs.get(id)
-            return job if job is not None and job.client == client else None
-
-    def update(self, id: str, **changes: Any) -> Job | None:
-        with self._lock:
-            job = self._jobs.get(id)
-            if job is None or job.ended:
-                return job
-            self._jobs[id] = replace(job, **changes)
-            return self._jobs[id]
-
-    def finish(self, id: str, content: bytes) -> Job | None:
-        with self._lock:
-            job = self._jobs.get(id)
-            if job is None or job.ended:
-                return job
-            self._contents[id] = content
-            self._jobs[id] = replace(job, status=COMPLETED, completed=time.time())
-            self._forget()
-            return self._jobs.get(id)
-
-    def content(self, id: str) -> bytes | None:
-        with self._lock:
-            return self._contents.get(id)
-
-    def delete(self, id: str, client: str) -> Job | None:
-        with self._lock:
-            job = self._jobs.get(id)
-            if job is None or job.client != client:
-                return None
-            self._drop(id)
-            return job
-
-    def of_client(self, client: str) -> list[Job]:
-        with self._lock:
-            self._forget()
-            return [job for job in reversed(self._jobs.values()) if job.client == client]
-
-    def _forget(self) -> None:
-        old = time.time() - self._seconds
-        for job in list(self._jobs.values()):
-            too_many = len(self._jobs) > self._most
-            too_large = sum(map(len, self._contents.values())) > self._most_bytes
-            too_old = (job.completed or job.created) < old
-            if job.ended and (too_many or too_large or too_old):
-                self._drop(job.id)
-
-    def _drop(self, id: str) -> None:
-        del self._jobs[id]
-        self._contents.pop(id, None)
+    text: str
+    fingerprint: str
 
 
-def check_job_id(id: str) -> str:
+@dataclass(frozen=True)
+class Retention:
+    """How long jobs are kept after they end, at most; those that ended first go first."""
+
+    seconds: float
+    size: int  # bytes of all results together
+    jobs: int = field(default=10_000)
+
+
+IN_MEMORY = Retention(3600.0, 1 << 28, 256)
+ON_DISK = Retention(24 * 3600.0, 10_000_000_000)
+
+
+def new_job_id(kind: str) -> str:
+    return f"{kind}_{secrets.token_hex(ID_BYTES)}"
+
+
+def check_job_id(kind: str, id: str) -> str:
     """Raises RequestError for what cannot be one; nothing of it is used as a path."""
-    if not id.startswith("video_") or not id[6:].isalnum() or len(id) > 64 or not id.isascii():
-        raise RequestError("video_id", "is not the id of a video")
+    if not re.fullmatch(rf"{kind}_[0-9a-zA-Z]{{1,{2 * ID_BYTES}}}", id):
+        raise RequestError(f"{kind}_id", f"is not the id of a {kind}")
     return id
+
+
+def check_key(text: str) -> str:
+    """Raises RequestError for an idempotency key that is not kept as one."""
+    if not re.fullmatch(rf"[\x21-\x7e]{{1,{MAX_KEY}}}", text):
+        raise RequestError(
+            "Idempotency-Key", f"must be 1 to {MAX_KEY} visible ASCII letters; a UUID is a good one"
+        )
+    return text

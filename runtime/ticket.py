@@ -43,7 +43,7 @@ class Ticket:
         self.state = "queued"  # then running, decoding; completed, failed or cancelled
         self.done_steps = 0
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self._news, self._started = asyncio.Event(), asyncio.Event()
         self._latest: Progress | None = None
         self._previews: deque[Progress] = deque()
         self._result: asyncio.Future[Result] = self._loop.create_future()
@@ -64,6 +64,10 @@ class Ticket:
             else:
                 self._news.clear()
                 await self._news.wait()
+
+    async def started(self) -> None:
+        """Returns when it has left the queue, or has ended."""
+        await self._started.wait()
 
     async def result(self) -> Result:
         """Raises what the request failed with: RequestError, NonFiniteError, DeadlineError,
@@ -103,6 +107,7 @@ class Ticket:
     def advance(self, progress: Progress) -> None:
         if self._result.done():
             return
+        self._started.set()
         if progress.preview is not None:
             self._previews.append(progress)
         else:
@@ -113,11 +118,13 @@ class Ticket:
     def move(self, state: str) -> None:
         if not self._result.done():
             self.state = state
+            self._started.set()
 
     def complete(self, result: Result) -> None:
         if not self._result.done():
             self.state = "completed"
             self._result.set_result(result)
+            self._started.set()
             self._news.set()
 
     def fail(self, error: Exception) -> None:
@@ -127,6 +134,7 @@ class Ticket:
         if not self._result.done():
             self.state = state
             self._result.set_exception(error)
+            self._started.set()
             self._news.set()
 
 
