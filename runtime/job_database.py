@@ -112,6 +112,7 @@ class JobDatabase:
                 self._locked = None
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # no file of shared memory
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -128,7 +129,7 @@ class JobDatabase:
             )
 
     def _failure(self, error: sqlite3.Error) -> StorageError:
-        code = getattr(error, "sqlite_errorcode", None)
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # what is above says where
         if code == sqlite3.SQLITE_FULL:
             what = "the disk is full; free some space, or keep less (--keep-bytes, --keep-hours)"
         elif code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
