@@ -14,6 +14,7 @@ import numpy.typing as npt
 from gentron.bundle import Bundle, Verify
 from gentron.engines import Backend, Engine, EngineOptions, backend_named, bundle_graph
 from gentron.engines.graphs import declarations, decoder_default
+from gentron.errors import BundleError, GenTronError
 from gentron.guidance import Interval, check_interval
 from gentron.latents import to_uint8
 from gentron.runtime.finite import check_finite
@@ -47,9 +48,19 @@ class Pipeline:
                 for name, chosen in wanted.items()
             }
             sizes = {n: component_bytes(bundle, n, p) for n, p in wanted.items()} if memory else {}
-            self._engines = Residency(
-                lambda name: backend.load(graphs[name], wanted[name]), list(graphs), sizes, memory
-            )
+
+            def load(name: str) -> Engine:
+                try:
+                    return backend.load(graphs[name], wanted[name])
+                except GenTronError as error:
+                    if graphs[name].file.exists():
+                        raise
+                    raise BundleError(
+                        f"{graphs[name].file}: is gone, and {name} has to be loaded; put the "
+                        "bundle back where it was, or load another"
+                    ) from error
+
+            self._engines = Residency(load, list(graphs), sizes, memory)
             self._text = TextStage(bundle, self._engines)
         except BaseException:
             backend.close()

@@ -176,7 +176,7 @@ def test_a_job_for_another_bundle_is_not_gone_on_with(video_pipeline, tmp_path, 
         found = ended(client, f"/v1/videos/{left}")
         assert found["error"] == {
             "code": "bundle_changed",
-            "message": "the server was started again with another bundle; ask again",
+            "message": "this server has another bundle by now; ask again",
         }
 
 
@@ -221,7 +221,7 @@ def test_a_bundle_that_is_deleted_while_it_is_served(tiny_video_bundle, tmp_path
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_video_bundle, folder)
     with (
-        Pipeline.load(folder, memory=2_000_000) as pipeline,
+        Pipeline.load(folder, memory=1_200_000) as pipeline,
         serving(pipeline, tmp_path / "jobs") as client,
     ):
         shutil.move(folder, tmp_path / "away")
