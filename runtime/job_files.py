@@ -67,10 +67,10 @@ class FolderFiles(JobFiles):
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
-            _sync_folder(part)
+            sync_folder(part)
             self.remove(id)  # of a run that was killed after this and before it was recorded
             part.rename(self.folder / id)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -102,7 +102,8 @@ class FolderFiles(JobFiles):
         return removed
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """So that a name in it is there after the power went."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

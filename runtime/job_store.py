@@ -19,7 +19,7 @@ from typing import BinaryIO
 from gentron.errors import StorageError
 from gentron.runtime import job_rows
 from gentron.runtime.job_database import JobDatabase
-from gentron.runtime.job_files import FolderFiles, JobFiles, MemoryFiles
+from gentron.runtime.job_files import FolderFiles, JobFiles, MemoryFiles, sync_folder
 from gentron.runtime.job_rows import Rows
 from gentron.runtime.jobs import COMPLETED, FAILED, IN_MEMORY, ON_DISK, Job, Key, Retention
 
@@ -50,6 +50,7 @@ class JobStore:
             self._files: JobFiles = MemoryFiles()
             if folder is not None:
                 self._files = FolderFiles(folder / "results")
+                sync_folder(folder)
             self.left_over = self._recover(most_attempts)
         except BaseException as error:
             self._database.close()
@@ -103,14 +104,15 @@ class JobStore:
             self._files.write(id, contents)
         except OSError as error:
             raise _failure(error) from error
-        ended = False
         try:
             with self._transaction() as db:
                 ended = job_rows.end(db, id, COMPLETED, done_steps=job.steps, size=size)
                 self._forget(db)
-        finally:
-            if not ended:
-                self._files.remove(id)
+        except BaseException:
+            self._files.remove(id)
+            raise
+        if not ended:
+            self._files.remove(id)
         self._done_steps.pop(id, None)
         return ended
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import sqlite3
@@ -40,6 +41,7 @@ SETTINGS = {
     "motion": 1.0, "width": 16, "height": 16, "frames": 1, "batch": 2,
     "guidance_interval": (0.3, float("inf")),
 }  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
 KEEP = Retention(3600.0, 1000, 100)
 
 
@@ -232,66 +234,69 @@ def test_a_folder_that_is_not_ours_is_one_clear_error(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
-from tests_jobs import job
+from NAME import files_of, job
 from gentron.runtime import job_rows
 from gentron.runtime.job_store import JobStore
 
-store = JobStore(Path(sys.argv[1]))
-made = store.left_over[0] if store.left_over else store.add(job())
-store.begin(made.id)
-calls = 0
+folder = Path(sys.argv[1])
 
-def counted(call):
-    def at(*arguments, **options):
-        global calls
-        calls += 1
-        if calls == int(sys.argv[2]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*arguments, **options)
-    return at
+def finish(point):
+    calls = 0
 
-os.fsync, Path.rename, Path.mkdir = map(counted, (os.fsync, Path.rename, Path.mkdir))
-job_rows.end, job_rows.forget = counted(job_rows.end), counted(job_rows.forget)
-store.finish(made.id, [b"one" * 50_000, b"two"])
-print(calls)
+    def counted(call):
+        def at(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+        return at
+
+    store = JobStore(folder, most_attempts=100)
+    made = store.left_over[0] if store.left_over else store.add(job())
+    store.begin(made.id)
+    os.fsync, Path.rename, Path.mkdir = map(counted, (os.fsync, Path.rename, Path.mkdir))
+    job_rows.end, job_rows.forget = counted(job_rows.end), counted(job_rows.forget)
+    store.finish(made.id, [b"one" * 50_000, b"two"])
+    store.close()
+
+outcome, point, found = None, 0, []
+while outcome != 0:
+    point += 1
+    child = os.fork()
+    if not child:
+        finish(point)
+        os._exit(0)
+    outcome = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    sizes = [len(c) for name, c in files_of(folder).items() if not name.startswith(".")]
+    store = JobStore(folder, most_attempts=100)
+    found.append((outcome, sorted(sizes), len(store.left_over), len(files_of(folder))))
+    store.close()
+print(json.dumps(found))
 """
 
 
 def test_files_are_whole_or_absent_wherever_the_process_is_killed(tmp_path):
     """At every step of keeping a result, one after the other, on the same folder."""
-    folder, point = tmp_path / "jobs", 0
-    while True:
-        point += 1
-        code = KILLED.replace("tests_jobs", Path(__file__).stem)
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(folder), str(point)],
-            capture_output=True, text=True, check=False,
-            env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"},
-        )  # fmt: skip
-        visible = {n: c for n, c in files_of(folder).items() if not n.startswith(".")}
-        assert {len(content) for content in visible.values()} in (set(), {150_000, 3})
-        if done.returncode == 0:
-            break
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        store = JobStore(folder, most_attempts=100)
-        assert len(store.left_over) == 1, "it was never recorded as completed"
-        assert files_of(folder) == {}, "what was left behind is removed"
-        store.close()
-    assert point - 1 == int(done.stdout) >= 8
-    store = JobStore(folder)
-    [made] = store.page("me", IMAGE, 9)
-    assert (made.status, store.left_over) == (COMPLETED, [])
-    assert store.open(made.id, 0).read() == b"one" * 50_000
-    store.close()
-    with sqlite3.connect(folder / DATABASE) as database:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED.replace("NAME", Path(__file__).stem), tmp_path],
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *killed, last = json.loads(done.stdout)
+    assert len(killed) >= 8
+    for outcome, visible, left, kept in killed:
+        assert (outcome, left, kept) == (-signal.SIGKILL, 1, 0)
+        assert visible in ([], [3, 150_000])
+    assert [3, 150_000] in [visible for _, visible, *_ in killed]
+    assert last == [0, [3, 150_000], 0, 2]
+    with sqlite3.connect(tmp_path / DATABASE) as database:
         outcomes = [row[0] for row in database.execute("SELECT outcome FROM attempts")]
     database.close()
-    assert outcomes == ["interrupted"] * (point - 1) + [COMPLETED]
-
-
-ROOT = Path(__file__).resolve().parents[2]
+    assert outcomes == ["interrupted"] * len(killed) + [COMPLETED]
 
 
 @pytest.fixture
