@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from gentron.errors import KeyReusedError, RequestError, StorageError
+from gentron.runtime import job_rows
 from gentron.runtime.job_database import DATABASE
 from gentron.runtime.job_files import FolderFiles
 from gentron.runtime.job_store import JobStore
@@ -358,6 +359,18 @@ def test_a_write_that_fails_leaves_no_part_of_it(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         files.write("image_0", [b"one", b"two"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_that_cannot_be_recorded_leaves_no_files(tmp_path, monkeypatch):
+    store = JobStore(tmp_path)
+    made = store.add(job())
+    with monkeypatch.context() as patch:
+        patch.setattr(job_rows, "forget", lambda *_: raise_(sqlite3.OperationalError("odd")))
+        with pytest.raises(StorageError, match="odd; check the disk and who may write there"):
+            store.finish(made.id, [b"one"])
+    assert (files_of(tmp_path), store.get(made.id, "me").status) == ({}, QUEUED)
+    assert store.finish(made.id, [b"one"])
+    store.close()
 
 
 def raise_(error: Exception | None) -> None:
