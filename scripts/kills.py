@@ -43,7 +43,7 @@ from gentron.runtime.job_rows import as_job
 from gentron.runtime.jobs import COMPLETED
 
 SERVER = "import sys; sys.argv[0] = 'gentron-serve'; from gentron.cli.serve import main; main()"
-AFTER = 2.0  # seconds after the start, at most, for a kill
+FIRST = 2  # jobs that the first start completes; later ones are killed within that time
 WAITING = 4  # unfinished jobs, over which no more are posted
 PATIENCE = 600.0  # seconds for what is left after the last kill
 GONE = (ConnectionError, http.client.HTTPException, TimeoutError)
@@ -147,24 +147,22 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def one_round(run: Run, delay: float | None) -> float | None:
-    """Starts the server, posts, kills it `delay` seconds after its start, or `AFTER` seconds after
-    it answered; returns in how many seconds it answered, or None."""
+def one_round(run: Run, delay: float | None) -> tuple[float | None, float]:
+    """Starts the server, posts, kills it `delay` seconds after its start, or when it has completed
+    `FIRST` jobs. Returns the seconds until it answered, if it did, and until it was killed."""
     started, answered = time.monotonic(), None
     process = run.server()
-    timer = threading.Timer(AFTER if delay is None else delay, process.kill)
+    timer = threading.Timer(PATIENCE if delay is None else delay, process.kill)
     try:
-        if delay is not None:
-            timer.start()
-        while not run.up(process):
-            if process.poll() is not None:
-                return None
-        answered = time.monotonic() - started
-        if delay is None:
-            timer.start()
+        timer.start()
+        while process.poll() is None and not run.up(process):
+            pass
         while process.poll() is None:
-            if run.unfinished() < WAITING:
+            answered = answered or time.monotonic() - started
+            if (waiting := run.unfinished()) < WAITING:
                 run.post_one()
+            if delay is None and len(run.accepted) - waiting > FIRST:
+                break
             time.sleep(run.random.uniform(0, 0.1))
     except GONE:
         pass
@@ -173,7 +171,7 @@ def one_round(run: Run, delay: float | None) -> float | None:
         process.kill()
         process.wait()
         run.look()
-    return answered
+    return answered, time.monotonic() - started
 
 
 def finish(run: Run) -> None:
@@ -247,9 +245,9 @@ def main() -> None:
         folder = options.folder or Path(temporary) / "jobs"
         folder.parent.mkdir(parents=True, exist_ok=True)
         run = Run(options, folder, random.Random(options.seed))
-        start_up, early = one_round(run, None) or 0.0, 0
+        longest, early = one_round(run, None)[1], 0
         for _ in range(options.kills - 1):
-            early += one_round(run, run.random.uniform(0.1, start_up + AFTER)) is None
+            early += one_round(run, run.random.uniform(0.1, longest))[0] is None
         finish(run)
         right, interrupted = examine(run)
         print(

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from gentron.runtime.service import Options, Service
 OWN = {"seed": 7, "steps": 4, "solver": "ddim", "guidance": 4.0}
 IMAGES, VIDEOS = "/v1/images/generations", "/v1/videos"
 JOB = {"prompt": "a cat", "size": "16x24", "n": 2, "gentron": {**OWN, "job": True}}
-LONG = {"prompt": "a cat", "size": "16x16", "gentron": {"steps": 2000, "frames": 3}}
+LONG = {"prompt": "a cat", "size": "16x16", "gentron": {"steps": 500, "frames": 3}}
 
 
 def app_of(pipeline: Pipeline, folder: Path | None) -> FastAPI:
@@ -40,7 +41,7 @@ def app_of(pipeline: Pipeline, folder: Path | None) -> FastAPI:
 @contextmanager
 def serving(pipeline: Pipeline, folder: Path | None) -> Iterator[TestClient]:
     """The application on its own event loop; left in order."""
-    with TestClient(app_of(pipeline, folder)) as client:
+    with TestClient(app_of(pipeline, folder), base_url="http://127.0.0.1") as client:
         until(lambda: client.get("/readyz").status_code == 200)
         yield client
 
@@ -157,7 +158,7 @@ def test_a_restart_goes_on_with_jobs_and_keeps_results(video_pipeline, tmp_path)
         done = client.post(IMAGES, json=JOB, headers=keyed("done")).json()["id"]
         assert ended(client, f"/v1/images/{done}")["status"] == "completed"
         picture = client.get(f"/v1/images/{done}/content").content
-        body = {**LONG, "gentron": {**LONG["gentron"], "steps": 300, "seed": 5}}
+        body = {**LONG, "gentron": {**LONG["gentron"], "seed": 5}}
         left = client.post(VIDEOS, json=body, headers=keyed("left")).json()["id"]
         until(lambda: client.get(f"/v1/videos/{left}").json()["status"] == "in_progress")
     with serving(video_pipeline, tmp_path) as client:
@@ -171,7 +172,8 @@ def test_a_restart_goes_on_with_jobs_and_keeps_results(video_pipeline, tmp_path)
 def test_a_job_for_another_bundle_is_not_gone_on_with(video_pipeline, tmp_path, monkeypatch):
     with serving(video_pipeline, tmp_path) as client:
         left = client.post(VIDEOS, json=LONG).json()["id"]
-    monkeypatch.setattr(video_pipeline.bundle, "digest", "another")
+    other = replace(video_pipeline.bundle, digest="another")
+    monkeypatch.setattr(video_pipeline, "bundle", other)
     with serving(video_pipeline, tmp_path) as client:
         found = ended(client, f"/v1/videos/{left}")
         assert found["error"] == {
@@ -197,7 +199,6 @@ def test_a_full_disk_fails_jobs_and_nothing_else(video_pipeline, small_disk):
         running = client.post(VIDEOS, json=LONG).json()["id"]
         with pytest.raises(OSError, match="No space"):
             (small_disk / "ballast").write_bytes(b"x" * (1 << 23))
-        assert client.get(f"/v1/videos/{running}").json()["status"] in ("queued", "in_progress")
         refused = client.post(IMAGES, json=JOB)
         while refused.status_code == 202:  # the log of the database may have some room left
             failed = ended(client, f"/v1/images/{refused.json()['id']}")
@@ -221,7 +222,7 @@ def test_a_bundle_that_is_deleted_while_it_is_served(tiny_video_bundle, tmp_path
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_video_bundle, folder)
     with (
-        Pipeline.load(folder, memory=1_200_000) as pipeline,
+        Pipeline.load(folder, memory=1_650_000) as pipeline,
         serving(pipeline, tmp_path / "jobs") as client,
     ):
         shutil.move(folder, tmp_path / "away")

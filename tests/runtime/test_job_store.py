@@ -64,6 +64,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(results)): f.read_bytes() for f in results.rglob("*") if f.is_file()}
 
 
+def content(store: JobStore, made: Job, index: int) -> bytes:
+    file = store.open(made.id, index)
+    assert file is not None
+    with file:
+        return file.read()
+
+
 def test_a_job_is_read_as_it_was_written(store):
     made = store.add(job())
     assert store.get(made.id, "me").request() == made.request()
@@ -82,7 +89,7 @@ def test_a_job_ends_once(store):
     store.fail(made.id, "late", "too late")
     found = store.get(made.id, "me")
     assert (found.status, found.progress, found.error) == (COMPLETED, 100, None)
-    assert store.open(made.id, 1).read() == b"two"
+    assert content(store, made, 1) == b"two"
     assert store.open(made.id, 2) is None
 
 
@@ -179,7 +186,7 @@ def test_a_restart_goes_on_with_what_had_not_ended(tmp_path):
     again = JobStore(tmp_path)
     assert [each.id for each in again.left_over] == [running.id, waiting.id]
     assert {each.status for each in again.left_over} == {QUEUED}
-    assert again.open(done.id, 0).read() == b"one"
+    assert content(again, done, 0) == b"one"
     assert again.get(failed.id, "me").error == ("deadline", "it was too late")
     assert again.known(job(), Key("k0", "b")).id == done.id
     assert again.known(job(), Key("early", "b")).status == CANCELLED
