@@ -56,16 +56,7 @@ def create_app(
         reloader = app.state.reloader = Reloader(state, open_service, sizes, metrics)
         metrics.serves(service.pipeline.bundle.manifest.name, service.pipeline.bundle.digest)
 
-        async def make_ready() -> None:
-            try:
-                await service.warm_up(sizes)
-            except GenTronError as error:
-                log.error("not ready: the warm-up failed: %s", error)
-            else:
-                state.ready = not gate.draining
-                await runner.resume()
-
-        task = asyncio.create_task(make_ready())
+        task = asyncio.create_task(_make_ready(state, sizes))
         try:
             yield
         finally:
@@ -129,6 +120,16 @@ def create_app(
         return PlainTextResponse(metrics.render(), media_type=metrics.content_type)
 
     return app
+
+
+async def _make_ready(state: ServerState, sizes: Iterable[Size]) -> None:
+    try:
+        await state.service.warm_up(sizes)
+    except GenTronError as error:
+        log.error("not ready: the warm-up failed: %s", error)
+    else:
+        state.ready = not state.gate.draining
+        await state.runner.resume()
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

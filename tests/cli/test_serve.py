@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from gentron.cli import key, serve
+from gentron.runtime.job_store import JobStore
 from gentron.runtime.keys import Keys
 
 
@@ -61,6 +63,15 @@ def test_a_key_is_printed_once_and_lets_in_until_it_is_removed(in_process):
     assert run("remove", "ann").returncode == 0
     assert Keys.read(Path("gentron-keys")).find(secret) is None
     assert run("remove", "ann").returncode == 2
+
+
+def test_a_folder_of_jobs_that_another_server_has_is_one_line(in_process, tmp_path):
+    store = JobStore(tmp_path)
+    done = in_process("gentron-serve", serve.cli)("--jobs", str(tmp_path))
+    store.close()
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert re.search(r"another server \(process \d+\) .* another folder with --jobs$", line)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
