@@ -252,6 +252,8 @@ def main() -> None:
     parts = tuple(options.part or COMPONENTS)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     rows: list[dict[str, object]] = []
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.scratch) as made:
         folder = Path(made)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")

@@ -8,13 +8,15 @@ when all of them are there at once, measured first. The same arrivals, seeds and
 are given to
 
 - `one`: one request at a time, in the order of arrival;
-- `request`: up to `--batch` waiting requests start together and end together;
-- `step`: `gentron.runtime.service.Service`.
+- `request`: up to `--batch` waiting requests start together, and the next ones when all of them
+  have their pictures;
+- `step`: each joins at the next step.
 
-The first two run the same loop and decoder in one thread. `first` is the time from arrival to the
-end of the first step, `preview` to the first preview (after a quarter of the steps), `total` to the
-picture. `gap` is the longest time in which no step of a `step` run ended although some request was
-under way: what texts and decoders held up.
+All three are `gentron.runtime.service.Service`, warmed up, with the same engines, threads, shapes
+and decoder; only who may begin when differs. `first` is the time from arrival to the end of the
+first step, `preview` to the first preview (after a quarter of the steps), `total` to the picture.
+`gap` is the longest time in which no step ended although some request was under way: what texts and
+decoders held up.
 """
 
 from __future__ import annotations
@@ -36,10 +38,7 @@ import numpy as np
 from gentron.errors import GenTronError
 from gentron.runtime import Pipeline
 from gentron.runtime.admission import Bounds
-from gentron.runtime.loop import DenoiseLoop
 from gentron.runtime.observer import Observer
-from gentron.runtime.preview import predicted_clean
-from gentron.runtime.request import Request
 from gentron.runtime.result import machine
 from gentron.runtime.scheduling import Capacity
 from gentron.runtime.service import Options, Service
@@ -82,39 +81,6 @@ def settings_of(pipe: Pipeline, one: Drawn, size: tuple[int, int]) -> Any:
     return pipe.settings(prompt, seed=one.number, steps=one.steps, size=size)
 
 
-def in_batches(pipe: Pipeline, drawn: Sequence[Drawn], size: tuple[int, int], most: int) -> None:
-    """Waits for arrivals, runs those that wait together to their end."""
-    waiting, start = list(drawn), time.perf_counter()
-    now = lambda: time.perf_counter() - start  # noqa: E731
-    while waiting:
-        time.sleep(max(0.0, waiting[0].at - now()))
-        batch = [one for one in waiting[:most] if one.at <= now()]
-        waiting = waiting[len(batch) :]
-        requests = [Request.of(pipe.bundle, settings_of(pipe, one, size)) for one in batch]
-        samples = []
-        for request in requests:
-            texts = {text.prompt: text for text in pipe._text.encode(request.prompts)}
-            samples += request.samples(texts)
-        shape = requests[0].shape
-        loop = DenoiseLoop(pipe.bundle.config, pipe._engines, samples, shape, size[::-1])
-        for step in loop.run():
-            for row, one in enumerate(batch):
-                if step.index == 0:
-                    one.first = now()
-                if step.index == one.steps // 4:
-                    before, after = loop.before_and_after()
-                    sample, index = samples[row], step.index
-                    noise = sample.noise(index, shape) if sample.needs_noise(index) else None
-                    clean = predicted_clean(
-                        pipe.bundle.schedule, sample.table, index, before[row], after[row], noise
-                    )
-                    pipe.decode(clean[None])
-                    one.preview = now()
-        for row, one in enumerate(batch):
-            pipe.decode(loop.latents()[row : row + 1])
-            one.end = now()
-
-
 class Watch(Observer):
     """The longest time between calls while something was under way."""
 
@@ -132,12 +98,23 @@ class Watch(Observer):
         self.calls.append(samples)
 
 
-async def by_step(pipe: Pipeline, drawn: Sequence[Drawn], size: tuple[int, int]) -> Watch:
+async def served(
+    pipe: Pipeline,
+    drawn: Sequence[Drawn],
+    size: tuple[int, int],
+    together: int | None,
+    samples: int,
+) -> Watch:
+    """Gives a service what arrives: at once, or at most `together` requests when all of the ones
+    before have their pictures."""
     watch = Watch()
-    options = Options(bounds=Bounds(requests=1 << 20), capacity=Capacity(), observer=watch)
+    options = Options(
+        bounds=Bounds(requests=1 << 20),
+        capacity=Capacity(samples=samples, all_ride=together is not None),
+        observer=watch,
+    )
 
     async def follow(service: Service, one: Drawn, start: float) -> None:
-        await asyncio.sleep(max(0.0, one.at - (time.perf_counter() - start)))
         ticket = service.submit(settings_of(pipe, one, size), previews=[one.steps // 4])
         async for step in ticket:
             now = time.perf_counter() - start
@@ -146,19 +123,32 @@ async def by_step(pipe: Pipeline, drawn: Sequence[Drawn], size: tuple[int, int])
                 one.preview = now
         one.end = time.perf_counter() - start
 
+    async def arrive(service: Service, one: Drawn, start: float) -> None:
+        await asyncio.sleep(max(0.0, one.at - (time.perf_counter() - start)))
+        if together is None:
+            await follow(service, one, start)
+
     async with Service(pipe, options) as service:
         await service.warm_up([size])
         watch.gap, watch.calls = 0.0, []
         start = time.perf_counter()
-        await asyncio.gather(*(follow(service, one, start) for one in drawn))
+        if together is None:
+            await asyncio.gather(*(arrive(service, one, start) for one in drawn))
+            return watch
+        waiting = list(drawn)
+        while waiting:
+            await arrive(service, waiting[0], start)
+            now = time.perf_counter() - start
+            batch = [one for one in waiting[:together] if one.at <= now]
+            waiting = waiting[len(batch) :]
+            await asyncio.gather(*(follow(service, one, start) for one in batch))
     return watch
 
 
 def capacity(pipe: Pipeline, size: tuple[int, int], most: int) -> float:
     """Requests a second when all of three batches are there at once."""
     drawn = [Drawn(k, 0.0, STEPS[k % len(STEPS)]) for k in range(3 * most)]
-    in_batches(pipe, drawn[:most], size, most)  # compiles and caches
-    in_batches(pipe, drawn, size, most)
+    asyncio.run(served(pipe, drawn, size, most, most))
     return len(drawn) / max(one.end for one in drawn)
 
 
@@ -188,11 +178,10 @@ def measure(pipe: Pipeline, given: argparse.Namespace, say: Callable[[str], None
         for name in ("one", "request", "step"):
             drawn = arrivals(given.requests, load * full, given.seed)
             run = Run(name, load, drawn)
-            if name == "step":
-                watch = asyncio.run(by_step(pipe, drawn, size))
-                run.gap, run.calls = watch.gap, watch.calls
-            else:
-                in_batches(pipe, drawn, size, 1 if name == "one" else given.batch)
+            together = {"one": 1, "request": given.batch, "step": None}[name]
+            most = together or given.samples
+            watch = asyncio.run(served(pipe, drawn, size, together, most))
+            run.gap, run.calls = watch.gap, watch.calls
             rows.append(row := summary(run))
             first, total = row["first"], row["total"]
             say(
@@ -208,7 +197,8 @@ def main() -> None:
     parser.add_argument("bundle", nargs="?", default="emoji")
     parser.add_argument("--backend")
     parser.add_argument("--requests", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="requests of `request` together")
+    parser.add_argument("--samples", type=int, default=Capacity.samples, help="of `step` under way")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", default="64x64", help="pixels, WIDTHxHEIGHT")
     parser.add_argument("--loads", default="0.5,0.7,0.9,1.1,1.5")

@@ -58,6 +58,10 @@ class GenTronConfig:
     heads: int = 16
     injection: Injection = "cross_attention"  # figure 2b; "adaln" is figure 2a
     temporal: bool = False  # temporal self-attention in every block (section 3.3.1)
+    # Whether a frame's code, relative to that of the frame that asks, enters the values too. The
+    # paper is silent on codes. With codes in queries and keys alone, frames of pure noise cannot
+    # tell which one they are, and a clip's motion is decided while it is almost pure noise.
+    frame_values: bool = False
     latent_channels: int = 4  # section 3.1: 32x32x4 latents for 256x256 pixels
     patch: int = 2  # the "/2" of every preset
     sample_height: int = 64  # h of the training latents: 512 pixels at f = 8 (section 4.1)

@@ -32,7 +32,11 @@ class Block(nn.Module):
         self.cross = (
             CrossAttention(width, heads, qk_norm) if config.injection == "cross_attention" else None
         )
-        self.temporal = TemporalAttention(width, heads, qk_norm) if config.temporal else None
+        self.temporal = (
+            TemporalAttention(width, heads, qk_norm, config.frame_values)
+            if config.temporal
+            else None
+        )
         self.mlp = Mlp(width, config.mlp_width)
 
     def forward(

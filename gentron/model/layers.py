@@ -89,13 +89,15 @@ class CrossAttention(nn.Module):
 class TemporalAttention(nn.Module):
     """`x + TempSelfAttn(LN(x))` over frames, per patch (equations 3 to 5), residual excluded.
 
-    The frame code enters queries and keys only. In the values it would make a motion-free frame
-    depend on its index, and an image would no longer be the motion-free case.
+    Frame t is given `sum_s a(t, s) W_v x_s`. The frame codes enter the queries and keys; in the
+    values as they are they would make a motion-free frame depend on its index, and an image would
+    no longer be the motion-free case. With `frame_values` the values have them relative to the
+    frame that asks, `W_v (x_s + code_s - code_t)`: a frame alone still sees W_v x_t.
     """
 
-    def __init__(self, width: int, heads: int, qk_norm: bool):
+    def __init__(self, width: int, heads: int, qk_norm: bool, frame_values: bool = False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.frame_values = heads, frame_values
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
@@ -106,12 +108,16 @@ class TemporalAttention(nn.Module):
     def forward(self, x: Tensor, frame_code: Tensor, bias: Tensor) -> Tensor:
         """x [R, F, N, D] normalised; frame_code [F, 1, D]; bias [R, 1, 1, F, F]."""
         placed = x + frame_code
+        values = placed if self.frame_values else x
         q, k, v = (
             rearrange(project(y), "r f n (g d) -> r n g f d", g=self.heads)
-            for project, y in ((self.to_q, placed), (self.to_k, placed), (self.to_v, x))
+            for project, y in ((self.to_q, placed), (self.to_k, placed), (self.to_v, values))
         )
         out = attention(self.norm_q(q), self.norm_k(k), v, bias)
-        return self.to_out(rearrange(out, "r n g f d -> r f n (g d)"))
+        out = rearrange(out, "r n g f d -> r f n (g d)")
+        if self.frame_values:  # the weights of a frame sum to 1, so its own code leaves the sum
+            out = out - F.linear(frame_code, self.to_v.weight)
+        return self.to_out(out)
 
 
 class Mlp(nn.Module):

@@ -26,11 +26,14 @@ from gentron.train.pools import ClipPool, LatentPool, captions
 
 MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
 NAME = "video"
+# Added to the normal variable whose sigmoid is a clip's time: where things are and move to is
+# decided early, when there is most noise, and images go on training the rest.
+TIME_SHIFT = 1.0
 
 
 def video_config(image: GenTronConfig, *, frames: int = FRAMES, most: int = 16) -> GenTronConfig:
     """The image model's configuration with temporal layers, for up to `most` frames."""
-    return replace(image, temporal=True, sample_frames=frames, max_frames=most)
+    return replace(image, temporal=True, frame_values=True, sample_frames=frames, max_frames=most)
 
 
 def from_image_model(config: GenTronConfig, image: dict[str, Tensor]) -> GenTron:
@@ -64,7 +67,7 @@ def clip_loss(
     generator = torch.Generator(device).manual_seed(seed)
     rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
     clean = pool.latents[rows].float()  # [R, F, C, h, w]
-    t = torch.randn(batch, generator=generator, device=device).sigmoid()
+    t = (torch.randn(batch, generator=generator, device=device) + TIME_SHIFT).sigmoid()
     noise = torch.randn(clean.shape, generator=generator, device=device)
     noisy = torch.lerp(clean, noise, t[:, None, None, None, None])
     drop = torch.rand(batch, generator=generator, device=device) < TEXT_DROPOUT

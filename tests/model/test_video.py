@@ -30,10 +30,11 @@ FRAMES = 4
 # --- the layer ---
 
 
-@pytest.fixture
-def layer(random_model: MakeModel) -> TemporalAttention:
+@pytest.fixture(params=[False, True], ids=["codes ask", "codes answer too"])
+def layer(random_model: MakeModel, request: pytest.FixtureRequest) -> TemporalAttention:
     """One with weights of order 1 in float64."""
-    found = copy.deepcopy(random_model(VIDEO).denoiser.blocks[0].temporal).double()
+    config = replace(VIDEO, frame_values=request.param)
+    found = copy.deepcopy(random_model(config).denoiser.blocks[0].temporal).double()
     with torch.no_grad():
         found.to_out.weight.mul_(50 / VIDEO.width**0.5)
     return found
@@ -57,19 +58,40 @@ def free(*rows: bool, frames: int = FRAMES) -> Tensor:
 
 
 def test_temporal_attention_is_softmax_over_frames_of_one_place(layer: TemporalAttention) -> None:
-    """Equation 4 for each row, place and head; the frame code is in queries and keys alone."""
+    """Equation 4 for each row, place and head; the frame codes are in queries and keys, and in the
+    values, if at all, as the difference to that of the frame that asks."""
     x, code = tokens(), frame_code()
     with torch.no_grad():
         ours = layer(x, code, free(False, False)).numpy()
     placed, heads, width = x.numpy() + code.numpy(), VIDEO.heads, VIDEO.head_width
     q, k = linear(layer.to_q, placed), linear(layer.to_k, placed)
-    v, out = linear(layer.to_v, x.numpy()), np.empty(x.shape)
+    out = np.empty(x.shape)
     for row, place, head in np.ndindex(2, 6, heads):
         part = (row, slice(None), place, slice(head * width, (head + 1) * width))
         scores = np.exp(q[part] @ k[part].T / np.sqrt(width))
-        out[part] = scores / scores.sum(axis=1, keepdims=True) @ v[part]
+        for frame in range(FRAMES):
+            seen = x.numpy()[row, :, place]
+            if layer.frame_values:
+                seen = seen + code.numpy()[:, 0] - code.numpy()[frame]
+            v = linear(layer.to_v, seen)[:, part[-1]]
+            weights = scores[frame] / scores[frame].sum()
+            out[row, frame, place, part[-1]] = weights @ v
     # The softmax is float32 in every precision: eps 6e-8 times a sum over 64 values.
     np.testing.assert_allclose(ours, linear(layer.to_out, out), rtol=0, atol=5e-6)
+
+
+def test_frames_that_are_alike_know_which_they_are_if_codes_are_in_the_values(
+    layer: TemporalAttention,
+) -> None:
+    """All there is to tell them apart at the start of sampling, where every frame is noise."""
+    x = tokens()[:, :1].expand(-1, FRAMES, -1, -1)
+    with torch.no_grad():
+        out = layer(x, frame_code(), free(False, False))
+    spread = float((out - out[:, :1]).abs().max())
+    if layer.frame_values:
+        assert spread > 1
+    else:
+        assert spread < 1e-5
 
 
 def test_motion_free_attention_is_one_map_for_every_token(layer: TemporalAttention) -> None:
