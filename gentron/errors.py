@@ -6,6 +6,8 @@ raised is a defect of this project.
 
 from __future__ import annotations
 
+from typing import Any
+
 MAX_MESSAGE = 1500  # characters; a damaged file can hold names of any length
 
 
@@ -18,6 +20,19 @@ class GenTronError(Exception):
 
     def __str__(self) -> str:
         return one_line(super().__str__())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes it keeps its text and fields, whatever its constructor takes."""
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(
+    kind: type[GenTronError], texts: tuple[Any, ...], fields: dict[str, Any]
+) -> GenTronError:
+    error = kind.__new__(kind)
+    error.args = texts
+    vars(error).update(fields)
+    return error
 
 
 def one_line(text: str) -> str:

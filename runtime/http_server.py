@@ -32,6 +32,8 @@ class Server(uvicorn.Server):
             app,
             host=host,
             port=port,
+            loop="asyncio",  # these two are what is tested, whatever else is installed
+            http="h11",
             log_config=None,  # the program's own, see `server_log.py`
             access_log=False,  # `http_log.py` has the lines, with names and without prompts
             server_header=False,

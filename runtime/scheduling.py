@@ -21,7 +21,7 @@ from gentron.runtime.observer import Observer
 from gentron.runtime.pipeline import Pipeline
 from gentron.runtime.policy import Limits, Turns, choose
 from gentron.runtime.sample import LatentShape
-from gentron.runtime.stages import Stages
+from gentron.runtime.stages import PictureFilter, Stages
 from gentron.runtime.step_batch import CallShapes, StepBatch
 from gentron.runtime.tables import RowNumbers, Tables
 from gentron.runtime.ticket import Progress
@@ -78,6 +78,9 @@ class Scheduler:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="gentron-steps", daemon=True)
         self._thread.start()
+
+    def listen(self, on_end: Callable[[Work], None], picture_filter: PictureFilter) -> None:
+        self.stages.on_end, self.stages.picture_filter = on_end, picture_filter
 
     def submit(self, work: Work, needs: Needs) -> None:
         self._post(lambda: self._add(work, needs))

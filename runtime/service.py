@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from gentron.errors import CancelledError, RefusedError
 from gentron.runtime.admission import Admission, Bounds
+from gentron.runtime.cost_curve import CostCurve
 from gentron.runtime.observer import Observer
 from gentron.runtime.pipeline import Pipeline
+from gentron.runtime.policy import Limits
 from gentron.runtime.request import Request
 from gentron.runtime.result import Settings
 from gentron.runtime.scheduling import Capacity, Scheduler
@@ -52,6 +54,25 @@ class Options:
     observer: Observer = field(default_factory=Observer)
 
 
+class Computes(Protocol):
+    """Who does the work that the service has taken on: this machine's scheduler, or others."""
+
+    limits: Limits
+    curve: CostCurve
+
+    def listen(self, on_end: Callable[[Work], None], picture_filter: PictureFilter) -> None:
+        """`on_end` is called once for every work, before its caller hears of it."""
+
+    def submit(self, work: Work, needs: Needs) -> None: ...
+
+    def cancel(self, work: Work) -> None: ...
+
+    def close(self) -> None: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+
 class Service:
     """Runs while it is open; the pipeline is the caller's to close, afterwards.
 
@@ -59,13 +80,23 @@ class Service:
     event loop is never held up.
     """
 
-    def __init__(self, pipeline: Pipeline, options: Options | None = None, *, owns: bool = False):
-        """With `owns`, closing it closes the pipeline as well."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        options: Options | None = None,
+        *,
+        owns: bool = False,
+        scheduler: Computes | None = None,
+    ):
+        """With `owns`, closing it closes the pipeline as well. A `scheduler` is closed with it."""
         self.pipeline, self.options, self._owns = pipeline, options or Options(), owns
-        self.scheduler = Scheduler(pipeline, self.options.capacity, self.options.observer)
+        self.scheduler: Computes = scheduler or Scheduler(
+            pipeline, self.options.capacity, self.options.observer
+        )
         self.admission = Admission(self.options.bounds, self.scheduler.limits, self.scheduler.curve)
-        self.scheduler.stages.picture_filter = self.options.filters.picture
-        self.scheduler.stages.on_end = lambda work: self.admission.give_back(work.number)
+        self.scheduler.listen(
+            lambda work: self.admission.give_back(work.number), self.options.filters.picture
+        )
         self._numbers = itertools.count(1)
         self._prefix = secrets.token_hex(4)  # ids are not met again after a restart
         self._closed = False

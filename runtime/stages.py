@@ -29,6 +29,11 @@ FINAL, PREVIEW = 0, 1
 OUTCOMES = ((CancelledError, "cancelled"), (DeadlineError, "expired"), (RefusedError, "refused"))
 
 
+def outcome_of(error: Exception) -> str:
+    """What metrics call it."""
+    return next((name for kind, name in OUTCOMES if isinstance(error, kind)), "failed")
+
+
 class Stages:
     """Owns the two threads; every request that enters ends with one result or one error."""
 
@@ -80,8 +85,7 @@ class Stages:
         self._after.submit(run, FINAL)
 
     def fail(self, work: Work, error: Exception) -> None:
-        named = [name for kind, name in OUTCOMES if isinstance(error, kind)]
-        self._end(work, named[0] if named else "failed")
+        self._end(work, outcome_of(error))
         work.on_error(error)
 
     def close(self) -> None:
