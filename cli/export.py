@@ -40,6 +40,10 @@ from gentron.errors import RequestError
 @click.option("--build", "backend", type=click.Choice(BACKENDS), help="Then also gentron-build.")
 @click.option("--profile", "profiles", multiple=True, metavar="NAME=RANGE,...",
               help="Shapes for --build; repeatable.")  # fmt: skip
+@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR",
+              help="Put the bundle into a Triton Inference Server model repository.")  # fmt: skip
+@click.option("--bundle", "ready", metavar="BUNDLE",
+              help="Nothing is exported: this one goes into the --triton repository.")  # fmt: skip
 @click.option("--list", "list_presets", is_flag=True, help="List the presets and stop.")
 @click.version_option(gentron.__version__)
 def cli(
@@ -53,6 +57,8 @@ def cli(
     shard_size: int | None,
     backend: str | None,
     profiles: tuple[str, ...],
+    triton: Path | None,
+    ready: str | None,
     list_presets: bool,
     **precisions: bool,
 ) -> None:
@@ -68,6 +74,13 @@ def cli(
         return
     if profiles and backend is None:
         raise RequestError("profile", "is for engines: add --build BACKEND")
+    if ready is not None:
+        if triton is None or model is not None or checkpoint is not None:
+            raise RequestError("bundle", "goes with --triton DIR and without a source to export")
+        click.echo(str(_triton_repository(triton, ready)))
+        return
+    if triton is not None:
+        output = _triton_output(triton, output, only, resume)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
@@ -99,7 +112,26 @@ def cli(
     if backend is not None:
         for built in build(bundle, backend, profiles=profiles, components=only):
             click.echo(line_of(built), err=True)
-    click.echo(str(bundle))
+    click.echo(str(bundle if triton is None else _triton_repository(triton)))
+
+
+def _triton_repository(target: Path, bundle: str | None = None) -> Path:
+    from gentron.runtime.triton_repository import write_repository
+
+    return write_repository(target, bundle)
+
+
+def _triton_output(target: Path, output: Path | None, only: tuple[str, ...], resume: bool) -> Path:
+    """Where the bundle is exported to, so that it need not be copied."""
+    from gentron.runtime.triton_repository import bundle_folder, check_free
+
+    if output is not None or only:
+        raise RequestError("triton", "holds a whole bundle; leave --output and --only out")
+    if not resume:
+        check_free(target)
+    folder = bundle_folder(target)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _summary(bundle: Path) -> Iterator[str]:
