@@ -129,9 +129,7 @@ def _triton_output(target: Path, output: Path | None, only: tuple[str, ...], res
         raise RequestError("triton", "holds a whole bundle; leave --output and --only out")
     if not resume:
         check_free(target)
-    folder = bundle_folder(target)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder
+    return bundle_folder(target)
 
 
 def _summary(bundle: Path) -> Iterator[str]:

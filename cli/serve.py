@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import gentron
+from gentron.cli.clustering import Cluster, cluster_options
 from gentron.cli.common import run_command
 from gentron.cli.drawing import engine_options
 from gentron.cli.job_options import JobChoice, job_options
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @serving_options
 @job_options
+@cluster_options
 @engine_options
 @click.version_option(gentron.__version__)
-def cli(choice: Any, jobs: JobChoice, serving: Serving) -> None:
+def cli(choice: Any, jobs: JobChoice, serving: Serving, cluster: Cluster) -> None:
     """Serve a bundle over HTTP."""
     try:
         import uvicorn  # noqa: F401
@@ -46,19 +48,24 @@ def cli(choice: Any, jobs: JobChoice, serving: Serving) -> None:
     if serving.max_per_client is not None:
         bounds = Bounds(requests=serving.max_requests, per_client=serving.max_per_client)
     store = jobs.open()  # before the bundle: that another server has the folder is told at once
-    first = [choice.load()]  # before the server starts: what is wrong with it is one line
+    options = Options(
+        bounds=bounds,
+        capacity=Capacity(samples=serving.max_samples),
+        observer=metrics.of_service(),
+    )
+    deploy = cluster.opener(choice, serving, options)
+    # Before the server starts: what is wrong with it is one line.
+    first: list[Any] = [deploy() if deploy else choice.load()]
 
     def open_service() -> Service:
+        if deploy:
+            deployed: Service = first.pop() if first else deploy()
+            return deployed
         if first:
             pipe = first.pop()
         else:
             check_room_beside(choice.bundle or "emoji", choice.precision)
             pipe = choice.load()
-        options = Options(
-            bounds=bounds,
-            capacity=Capacity(samples=serving.max_samples),
-            observer=metrics.of_service(),
-        )
         return Service(pipe, options, owns=True)
 
     app = create_app(
@@ -68,8 +75,8 @@ def cli(choice: Any, jobs: JobChoice, serving: Serving) -> None:
     try:
         server.run()
     finally:
-        for pipe in first:  # it never started
-            pipe.close()
+        for left in first:  # it never started
+            left.scheduler.close() if deploy else left.close()
     if not server.started:
         raise GenTronError(
             f"the server did not start on {serving.host}:{serving.port}; the line above says why"

@@ -145,7 +145,7 @@ class TritonPythonModel:
         return self._triton.InferenceResponse(error=problem)
 
 
-def one_value(name: str, array: Any) -> str | int | float:
+def one_value(name: str, array: Any) -> Any:
     """What an input of one element holds. Raises RequestError for more or fewer."""
     if array.size != 1:
         raise RequestError(name, f"must hold one value, got shape {list(array.shape)}")

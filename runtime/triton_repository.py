@@ -84,7 +84,7 @@ def write_repository(target: Path, bundle: str | Path | None = None) -> Path:
             check_free(target)
             source = Bundle.open(bundle)
             source.check_complete()
-            inside.parent.mkdir(parents=True)
+            inside.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source.path, inside, copy_function=_link)
         name = Bundle.open(inside).manifest.name
         (model / "config.pbtxt").write_text(config_text(), "utf-8")

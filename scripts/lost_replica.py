@@ -1,4 +1,4 @@
-"""Two machines' worth of Ray on this one, requests under way, and one of the two is killed.
+"""Ray on two nodes of this machine: a queue makes one replica two, then one node is killed.
 
 Every request has to be answered, with the picture that a lone pipeline draws. Prints one line of
 JSON; exit status 1 if anything was lost or differs.
@@ -24,6 +24,7 @@ from gentron.engines import EngineOptions
 from gentron.runtime import Pipeline
 from gentron.runtime import ray_serve as cluster
 
+SAMPLES = 4  # that share a replica's steps
 PROMPTS = ("a red apple", "a cat", "two birds", "a house in the snow")
 
 
@@ -60,15 +61,19 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         nodes.add_node(**{**node, "num_cpus": 0})
         workers = [nodes.add_node(**node) for _ in range(2)]
         cluster.connect(nodes.address)
+        soon = {"upscale_delay_s": 1, "look_back_period_s": 2, "metrics_interval_s": 1}
+        replicas = cluster.Replicas(least=1, most=2, samples=SAMPLES, tuning=soon)
         with load(asked.bundle) as alone:
             front = cluster.open_front(
-                alone.bundle, partial(load_there, asked.bundle), cluster.Replicas(least=2, most=2),
+                alone.bundle, partial(load_there, asked.bundle), replicas,
                 warm_up=[(asked.pixels, asked.pixels)],
             )  # fmt: skip
             return asyncio.run(lose_one(asked, front, nodes, workers, alone))
     finally:
         import ray
+        from ray import serve
 
+        serve.shutdown()
         ray.shutdown()
         nodes.shutdown()
 
@@ -81,10 +86,11 @@ async def lose_one(
         alone.settings(PROMPTS[i % len(PROMPTS)], seed=i, steps=asked.steps, size=size)
         for i in range(asked.requests)
     ]
-    started = time.monotonic()
     async with front:
+        grown = await queue_until_there_are_two(front, settings[0])
+        started = time.monotonic()
         tickets = [front.submit(one) for one in settings]
-        under_way = min(asked.requests, 2)
+        under_way = min(asked.requests, SAMPLES + 1)  # more than one replica steps
         while sum(ticket.done_steps >= 1 for ticket in tickets) < under_way:
             await asyncio.sleep(0.005)
         before = sum(ticket.finished for ticket in tickets)
@@ -98,12 +104,33 @@ async def lose_one(
             print(repr(answer), file=sys.stderr)
     return {
         "requests": asked.requests,
+        "seconds_until_two_replicas": round(grown, 1),
         "completed_before_the_kill": before,
         "asked_again": front.scheduler.asked_again,
         "completed": len(pictures),
         "worst": max(difference(picture, alone) for picture in pictures),
         "seconds": round(seconds, 1),
     }
+
+
+async def queue_until_there_are_two(front: cluster.Front, settings: Any) -> float:
+    """Keeps more requests under way than one replica is to hold; returns the seconds it took."""
+    from ray import serve
+
+    started, tickets = time.monotonic(), set()
+    while running_replicas(serve.status(), front.scheduler.name) < 2:
+        if time.monotonic() - started > 240:
+            raise TimeoutError("the queue brought no second replica in 240 s")
+        tickets = {ticket for ticket in tickets if not ticket.finished}
+        tickets |= {front.submit(settings) for _ in range(10 - len(tickets))}
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*(ticket.result() for ticket in tickets))
+    return time.monotonic() - started
+
+
+def running_replicas(status: Any, name: str) -> int:
+    states = status.applications[name].deployments["Replica"].replica_states
+    return int(states.get("RUNNING", 0))
 
 
 def difference(picture: Any, alone: Pipeline) -> int:

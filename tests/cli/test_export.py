@@ -259,5 +259,37 @@ def test_build_goes_on_to_compile_what_was_exported(
     assert built == list(Bundle.open(tiny_bundle).components)
 
 
+def test_an_export_goes_straight_into_a_triton_repository(
+    gentron_export: Command, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, desk: Path
+) -> None:
+    import gentron.export
+
+    def export(*, output: Path, **_: object) -> Path:
+        return Path(shutil.copytree(tiny_bundle, output))
+
+    monkeypatch.setattr(gentron.export, "export_bundle", export)
+    done = gentron_export("--model", "tiny", "--triton", "models")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{Path('models/gentron')}\n"
+    inside = desk / "models" / "gentron" / "1"
+    assert Bundle.open(inside / "bundle").digest == Bundle.open(tiny_bundle).digest
+    assert (inside / "model.py").is_file()
+    assert (desk / "models" / "gentron" / "config.pbtxt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--bundle", "emoji"), "goes with --triton DIR"),
+        (("--bundle", "emoji", "--triton", "m", "--model", "tiny"), "without a source to export"),
+        (("--model", "tiny", "--triton", "m", "-o", "there"), "leave --output and --only out"),
+    ],
+)
+def test_what_a_triton_repository_cannot_hold_is_refused(
+    export_refused: Refused, options: tuple[str, ...], said: str
+) -> None:
+    assert said in export_refused(*options)
+
+
 def test_shapes_without_engines_are_refused(export_refused: Refused) -> None:
     assert "add --build BACKEND" in export_refused("--model", "tiny", "--profile", "samples=1")
