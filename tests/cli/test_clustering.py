@@ -32,6 +32,7 @@ def test_devices_are_for_ray_to_choose() -> None:
 def test_without_ray_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "gentron.runtime.ray_serve", raising=False)
+    monkeypatch.delattr("gentron.runtime.ray_serve", raising=False)
     with pytest.raises(BackendError, match=r"pip install 'gentron\[ray\]'"):
         Cluster("local", "1:2", 1.0, 0.0).opener(Choice(), None, None)
 
