@@ -68,7 +68,7 @@ class Stages:
             self._observer.staged("preview", time.perf_counter() - started)
             work.on_progress(Progress(step, work.request.settings.steps, seconds, pictures))
 
-        self._after.submit(lambda: None if work.cancelled else run(), PREVIEW)
+        self._after.submit(lambda: None if work.cancelled or work.over else run(), PREVIEW)
 
     def decode(self, work: Work, latents: Floats) -> None:
         """Latents [B, F, C, h, w] to the request's result."""
@@ -159,6 +159,7 @@ class Stages:
         )
 
     def _end(self, work: Work, outcome: str) -> None:
+        work.over = True
         self._observer.finished(outcome, time.monotonic() - work.arrived)
         work.trace.end(outcome)
         self.on_end(work)

@@ -40,6 +40,7 @@ class Work:
     arrived: float = field(default_factory=time.monotonic)
     stage: str = WAITING
     cancelled: bool = False  # set from any thread
+    over: bool = False  # has its result, or none to come
     due: float | None = None
     members: list[Member] = field(default_factory=list)
     lease: Lease | None = None
