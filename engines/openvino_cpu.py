@@ -26,8 +26,9 @@ from gentron.errors import BackendError
 log = logging.getLogger(__name__)
 
 # Of one component. Each holds its own copy of the weights; who alternates between more shapes than
-# this waits each time for an import.
+# are kept waits each time for an import.
 MODELS_KEPT = 4
+BYTES_KEPT = 1 << 30  # more models than that, as long as their weights take no more
 
 
 class ModelShelf:
@@ -55,9 +56,14 @@ class ModelShelf:
             if model is None:
                 model = self._make(self._compiler.job(self._graph, self._precision, shape))
             self._kept[key] = model
-            while len(self._kept) > MODELS_KEPT:
+            while len(self._kept) > MODELS_KEPT and len(self._kept) * self._weights > BYTES_KEPT:
                 del self._kept[next(iter(self._kept))]
         return model
+
+    @functools.cached_property
+    def _weights(self) -> int:
+        """Bytes of one model's; looked at when there are many."""
+        return self._compiler.device.weights(self._graph)
 
     def close(self) -> None:
         with self._lock:

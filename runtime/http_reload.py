@@ -98,6 +98,7 @@ async def drain(
     """Takes no more work, and returns when what is under way has ended; after so many seconds, or
     when `at_once` is set, it is cancelled. Jobs that the store keeps go on at the next start."""
     state.ready, state.gate.draining = False, True
+    state.runner.begin_no_more()
     metrics.draining()
     log.info("ending: %d requests are under way and have %g s; a second signal ends them at once",
              state.service.admission.taken, seconds)  # fmt: skip

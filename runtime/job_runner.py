@@ -25,6 +25,7 @@ class JobRunner:
         self._tickets: dict[str, Ticket] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._begun_enough = False
 
     def use(self, service: Service) -> None:
         """For jobs that start from now on; those under way stay where they are."""
@@ -52,7 +53,7 @@ class JobRunner:
     async def resume(self) -> None:
         """Goes on with what the last process left, in the order in which it came."""
         waiting = self.store.left_over
-        while waiting and not self._closing:
+        while waiting and not self._begun_enough:
             try:
                 await self._resume(waiting[0])
             except BusyError as error:
@@ -79,9 +80,13 @@ class JobRunner:
         if ticket := self._tickets.get(id):
             ticket.cancel()
 
+    def begin_no_more(self) -> None:
+        """The server ends: what the last process left is for the next one."""
+        self._begun_enough = True
+
     async def close(self) -> None:
         """Stops what runs, for the next start to go on with."""
-        self._closing = True
+        self._closing = self._begun_enough = True
         for ticket in list(self._tickets.values()):
             ticket.cancel()
         await asyncio.gather(*self._tasks)

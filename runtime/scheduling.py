@@ -22,13 +22,13 @@ from gentron.runtime.pipeline import Pipeline
 from gentron.runtime.policy import Limits, Turns, choose
 from gentron.runtime.sample import LatentShape
 from gentron.runtime.stages import PictureFilter, Stages
-from gentron.runtime.step_batch import CallShapes, StepBatch
+from gentron.runtime.step_batch import ROWS, CallShapes, StepBatch
 from gentron.runtime.tables import RowNumbers, Tables
 from gentron.runtime.ticket import Progress
 from gentron.runtime.work import LEFT, PREPARING, RUNNING, Needs, Work, latents_of
 
 log = logging.getLogger(__name__)
-COMPILED = 32  # samples at most where every size of a call has to be compiled
+COMPILED = 16  # samples at most where every size of a call has to be compiled
 IDLE = 60.0  # seconds between looks at an empty table
 
 
@@ -61,7 +61,9 @@ class Scheduler:
         self._engine = engine
         self._tables = Tables(pipeline.bundle.config, engine, modulation=rows, texts=texts)
         sizes = tuple(n for n in (1, 2, 4, 8, 16, 32) if n < samples)
-        self._shapes = CallShapes((*sizes, samples), padded=pipeline.backend.exact_shapes)
+        self._shapes = CallShapes(
+            (*sizes, samples), pipeline.backend.exact_shapes, min(ROWS[-1], most.get("R", ROWS[-1]))
+        )
         self.limits = Limits(
             samples=samples,
             memory=(capacity.state_bytes, rows, texts),

@@ -68,13 +68,23 @@ class Stages:
             self._observer.staged("preview", time.perf_counter() - started)
             work.on_progress(Progress(step, work.request.settings.steps, seconds, pictures))
 
-        self._after.submit(lambda: None if work.cancelled or work.over else run(), PREVIEW)
+        work.to_preview.append(run)
+        self._after.submit(lambda: self._draw_preview(work), PREVIEW)
+
+    def _draw_preview(self, work: Work) -> bool:
+        """The next one that it waits for; False if there is none, or nobody to see it."""
+        if work.cancelled or not work.to_preview:
+            return False
+        work.to_preview.popleft()()
+        return True
 
     def decode(self, work: Work, latents: Floats) -> None:
         """Latents [B, F, C, h, w] to the request's result."""
 
         def run() -> None:
             try:
+                while self._draw_preview(work):  # its own come before it, those of others do not
+                    pass
                 result = self._decode(work, latents)
             except Exception as error:
                 self.fail(work, error)
@@ -159,7 +169,6 @@ class Stages:
         )
 
     def _end(self, work: Work, outcome: str) -> None:
-        work.over = True
         self._observer.finished(outcome, time.monotonic() - work.arrived)
         work.trace.end(outcome)
         self.on_end(work)

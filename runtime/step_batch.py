@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gentron.contract import MAX_BRANCHES, STATE_SLOTS
+from gentron.contract import STATE_SLOTS
 from gentron.engines import Buffer, Call, Engine
 from gentron.runtime.sample import LatentShape, RowLookup, Rows, Sample, pack
 from gentron.runtime.tables import Tables
@@ -23,25 +23,32 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 
+ROWS = (1, 2, 3, 4, 8, 16, 32, 64, 96)  # of a call that is compiled for its shape
+
+
 @dataclass(frozen=True)
 class CallShapes:
     """How many samples and rows a call has for so many that are needed.
 
     `samples` are the sizes of the state, ascending; the last is the most. `padded` for engines
-    that are compiled for each shape: rows come in multiples of the samples, and the state shrinks
-    with its samples, so that few shapes are met and each is met again.
+    that are compiled for each shape: the state always has room for the most, which costs next to
+    nothing, and rows, which cost everything, come in the few numbers of `ROWS`, at most
+    `most_rows`. So few shapes are met, and each is met again.
     """
 
     samples: tuple[int, ...]
     padded: bool = False
+    most_rows: int = ROWS[-1]
 
     def slots(self, samples: int) -> int:
+        if self.padded:
+            return self.samples[-1]
         return next(size for size in self.samples if size >= samples)
 
-    def rows(self, slots: int, rows: int) -> int:
+    def rows(self, rows: int) -> int:
         if not self.padded:
             return rows
-        return next(n * slots for n in range(1, MAX_BRANCHES + 1) if n * slots >= rows)
+        return max(rows, min(self.most_rows, next(n for n in ROWS if n >= rows)))
 
 
 @dataclass(eq=False)
@@ -110,8 +117,6 @@ class StepBatch:
             member.slot = -1
         if not self.members:
             self._resize(0)
-        elif self._shapes.padded and self._shapes.slots(len(self.members)) < len(self._slots):
-            self._resize(self._shapes.slots(len(self.members)))
 
     def step(self, active: Sequence[Member] | None = None) -> None:
         """One call that does the next step of `active`, of all members by default.
@@ -124,7 +129,7 @@ class StepBatch:
             (member.sample, member.step) if member is not None and slot in doing else None
             for slot, member in enumerate(self._slots)
         ]
-        rows = pack(entries, self._lookup, lambda n: self._shapes.rows(len(self._slots), n))
+        rows = pack(entries, self._lookup, self._shapes.rows)
         call, bad = self._write_rows(rows)
         self._write_noise(entries)
         call.run()

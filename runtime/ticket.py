@@ -34,9 +34,8 @@ class Progress:
 class Ticket:
     """Iterate it for progress, await `result()`; `cancel()` at any time.
 
-    A caller that is slower than the steps gets the latest one and does not hold anything up. It
-    gets every preview that was made, and those are all but the ones that the picture overtook. All
-    methods belong to the event loop that it was made in.
+    A caller that is slower than the steps gets the latest one and does not hold anything up; no
+    preview is lost. All methods belong to the event loop that it was made in.
     """
 
     def __init__(self, id: str, settings: Settings):

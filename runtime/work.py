@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,7 +41,7 @@ class Work:
     arrived: float = field(default_factory=time.monotonic)
     stage: str = WAITING
     cancelled: bool = False  # set from any thread
-    over: bool = False  # has its result, or none to come
+    to_preview: deque[Callable[[], None]] = field(default_factory=deque)  # what it waits for
     due: float | None = None
     members: list[Member] = field(default_factory=list)
     lease: Lease | None = None

@@ -150,6 +150,7 @@ def test_shapes_may_change_back_and_forth_without_end(bundle, denoiser, referenc
 
 
 def test_few_models_are_in_memory_and_a_bound_call_outlives_its_own(denoiser, monkeypatch):
+    monkeypatch.setattr("gentron.engines.openvino_cpu.BYTES_KEPT", 0)
     inputs = feeds(denoiser.component)
     buffers = bound(denoiser, inputs)
     call = denoiser.bind(buffers)
@@ -167,6 +168,12 @@ def test_few_models_are_in_memory_and_a_bound_call_outlives_its_own(denoiser, mo
     assert np.array_equal(buffers["next_state"].read(), before)
     denoiser.run(inputs)
     assert len(loads) == MODELS_KEPT + 1
+    monkeypatch.setattr("gentron.engines.openvino_cpu.BYTES_KEPT", 1 << 30)  # of light ones more
+    for rows in range(1, MODELS_KEPT + 3):
+        denoiser.run(feeds(denoiser.component, R=rows))
+    before_again = len(loads)
+    denoiser.run(inputs)
+    assert len(loads) == before_again
 
 
 def test_tables_of_any_length_share_one_model(bundle, backend, denoiser, reference, cache):
