@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from gentron.bundle import Bundle
 from gentron.errors import BackendError, BundleError, CancelledError, GenTronError, RefusedError
@@ -206,6 +207,10 @@ class Fleet:
                 return await self._ask(work, told)
             except (RayTaskError, TaskCancelledError):
                 raise
+            except DeploymentUnavailableError as error:
+                raise BackendError(
+                    "there is no replica and none can be started; see the logs of Ray"
+                ) from error
             except (RayError, _Leaving) as error:
                 self.asked_again += 1
                 log.warning("request %d: its replica was lost (%s), attempt %d of %d",
@@ -269,7 +274,7 @@ def connect(address: str | None, **options: Any) -> None:
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False,
                  **options)  # fmt: skip
         serve.start(proxy_location="Disabled")
-    except (ConnectionError, RayError, ValueError) as error:
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:  # or has no token
         raise BackendError(
             f"the Ray cluster {address or 'local'!r} cannot be joined ({error}); start it with: "
             "ray start --head"

@@ -31,7 +31,8 @@ backend: "python"
 max_batch_size: 0  # requests share every step, whenever they came: gentron batches, not Triton
 {inputs}
 {outputs}
-instance_group [ {{ kind: KIND_AUTO count: 1 }} ]  # one on each GPU, or one on the CPUs
+# One on each GPU, or one on the CPUs. For a CPU backend beside GPUs write KIND_CPU.
+instance_group [ {{ kind: KIND_AUTO count: 1 }} ]
 # Empty: gentron's own choice. samples: of one size that step together; requests: taken on at once.
 parameters {{ key: "backend" value {{ string_value: "" }} }}
 parameters {{ key: "precision" value {{ string_value: "" }} }}

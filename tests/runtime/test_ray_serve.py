@@ -17,15 +17,18 @@ from gentron.errors import (
     BundleError,
     BusyError,
     CancelledError,
+    DeadlineError,
     RefusedError,
     RequestError,
 )
 from gentron.runtime import Pipeline
+from gentron.runtime.result import Result
 from gentron.runtime.service import Filters, Options
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'gentron[ray]'")
 
 import ray.exceptions
+import ray.serve.exceptions
 
 from gentron.runtime import ray_serve
 from gentron.runtime.policy import Limits
@@ -35,7 +38,8 @@ SIZE = (16, 16)
 
 
 class Answers:
-    """What a deployment's handle returns; after `lives` items the replica is lost."""
+    """What a deployment's handle returns; after `lives` items, before the result at the latest (a
+    slow reader is told fewer steps), the replica is lost."""
 
     def __init__(self, items: AsyncIterator[Any], lives: int | None):
         self._items, self._lives, self.cancelled = items, lives, False
@@ -43,7 +47,7 @@ class Answers:
     async def __aiter__(self) -> AsyncIterator[Any]:
         count = 0
         async for item in self._items:
-            if count == self._lives:
+            if self._lives is not None and (count == self._lives or isinstance(item, Result)):
                 raise ray.exceptions.ActorDiedError
             count += 1
             yield pickle.loads(pickle.dumps(item))  # it comes from another process
@@ -107,6 +111,15 @@ def fronted(
     return run
 
 
+class Gone:
+    """A handle whose deployment has failed."""
+
+    class draw:
+        @staticmethod
+        def remote(order: ray_serve.Order) -> Any:
+            raise ray.serve.exceptions.DeploymentUnavailableError("it")
+
+
 def same_picture(result: Any, pipeline: Pipeline) -> bool:
     again = pipeline.generate(result.settings)
     for _ in again:
@@ -149,16 +162,25 @@ def test_a_request_that_loses_every_replica_is_blamed_for_it(fronted, caplog):
     assert "attempt 5 of 5" in caplog.text
 
 
+def test_a_deployment_that_cannot_go_on_is_no_endless_wait(fronted):
+    async def work(front):
+        front.scheduler._handle = Gone()
+        with pytest.raises(BackendError, match="none can be started"):
+            await front.submit("a cat", steps=2, size=SIZE).result()
+
+    fronted(work)
+
+
 def test_what_is_wrong_is_told_at_once_or_by_the_replica_and_not_tried_again(fronted):
     async def work(front):
         with pytest.raises(RequestError, match="steps"):
             front.submit("a cat", steps=0)
         ticket = front.submit("a cat", steps=2, size=SIZE, deadline=1e-9)
-        with pytest.raises(Exception, match="deadline"):
+        with pytest.raises(DeadlineError):
             await ticket.result()
 
     _, handle = fronted(work)
-    assert len(handle.orders) <= 1
+    assert len(handle.orders) == 1
 
 
 def test_a_cancelled_request_is_cancelled_on_the_replica(fronted):
@@ -171,6 +193,24 @@ def test_a_cancelled_request_is_cancelled_on_the_replica(fronted):
 
     _, handle = fronted(work)
     assert [answers.cancelled for answers in handle.answers] == [True]
+
+
+def test_closing_the_front_ends_what_is_under_way_and_its_replicas(fronted, monkeypatch):
+    deleted: list[str] = []
+    monkeypatch.setattr(ray_serve.serve, "delete", deleted.append)
+
+    async def work(front):
+        monkeypatch.setattr(ray_serve.ray, "is_initialized", lambda: True)
+        tickets = [front.submit("a cat", steps=200, size=SIZE) for _ in range(3)]
+        await anext(aiter(tickets[0]))
+        assert front.healthy
+        await front.close()
+        assert not front.healthy
+        return await asyncio.gather(*(t.result() for t in tickets), return_exceptions=True)
+
+    found, _ = fronted(work)
+    assert [type(error) for error in found] == [CancelledError] * 3
+    assert deleted == ["one"]
 
 
 def test_a_refused_picture_is_refused_by_the_front(fronted):
