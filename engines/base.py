@@ -140,6 +140,8 @@ class Backend(ABC):
     exact_shapes = False  # compiles for each shape in use: few shapes, met again, cost least
     precisions: tuple[str, ...]  # that it can compute in, the default first
     on_request: tuple[str, ...] = ()  # others, which nothing but a user's word chooses
+    compile_factor = 1.0  # memory that compiling takes over that of float32 weights
+    streams = False  # `load_streamed` works, and engines are in the machine's own memory
 
     def graph_precision(self, precision: str) -> str:
         """Which of a bundle's graphs it reads to compute in `precision`; raises BackendError for
@@ -158,6 +160,14 @@ class Backend(ABC):
     @abstractmethod
     def load(self, graph: Graph, precision: str) -> Engine:
         """Compiles or loads one graph; raises BackendError that says what is missing."""
+
+    def load_streamed(self, graph: Graph) -> Engine:
+        """An engine that keeps no weights: every call reads them from their mapped files. For a
+        component that is larger than memory and runs once for a picture. Raises BackendError."""
+        raise BackendError(
+            f"{self.name}: cannot compute {graph.component.name} from its files alone; use another "
+            "--backend, or a machine with more memory"
+        )
 
     @abstractmethod
     def close(self) -> None:

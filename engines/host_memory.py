@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def available_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
 def peak_bytes(proc: Path = PROC) -> int | None:
     """The most memory this process has held so far, mapped files included; None if unknown."""
     return _status_bytes(proc / "self" / "status", "VmHWM")
+
+
+def give_back() -> None:
+    """Returns what was freed to the system, where the C library can (glibc): it would keep some of
+    it for later, and what is loaded next asks how much is free."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _status_bytes(file: Path, name: str) -> int | None:

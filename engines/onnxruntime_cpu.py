@@ -83,8 +83,11 @@ class HostCall(Call):
 
 
 class OnnxRuntimeEngine(Engine):
-    def __init__(self, graph: Graph, threads: int, optimised: Path | None = None):
-        """`optimised` is what `OnnxRuntimeCompiler` made of the graph, if it did."""
+    def __init__(
+        self, graph: Graph, threads: int, optimised: Path | None = None, *, streamed: bool = False
+    ):
+        """`optimised` is what `OnnxRuntimeCompiler` made of the graph, if it did. `streamed` keeps
+        no weights: they are widened from the mapped files in every call, and freed after use."""
         ort = import_onnxruntime()
         component = graph.component
         self.component, self.compute = component, graph.compute
@@ -92,7 +95,10 @@ class OnnxRuntimeEngine(Engine):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        if optimised is not None:
+        if streamed:  # an arena and repacked weights would be further copies
+            options.enable_cpu_mem_arena = False
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if streamed or optimised is not None:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         file = optimised or graph.file
         try:
@@ -131,6 +137,7 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
     precisions = ("fp32", "fp16")
+    streams = True
 
     def __init__(self, options: EngineOptions | None = None):
         import_onnxruntime()
@@ -155,6 +162,9 @@ class OnnxRuntimeBackend(Backend):
                     except BackendError as error:
                         store.reject(entry, str(error))
             return OnnxRuntimeEngine(graph, self._options.threads)
+
+    def load_streamed(self, graph: Graph) -> Engine:
+        return OnnxRuntimeEngine(graph, self._options.threads, streamed=True)
 
     def close(self) -> None:
         pass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gentron.engines.base import Backend, Engine, Graph
 from gentron.engines.compiler import Facts, Job
-from gentron.engines.openvino_compiler import BLOB, OpenVinoCompiler
+from gentron.engines.openvino_compiler import BLOB, PEAK, OpenVinoCompiler
 from gentron.engines.openvino_engine import (
     NAME,
     Model,
@@ -108,6 +108,8 @@ class OpenVinoBackend(Backend):
 
     name = NAME
     exact_shapes = True
+    streams = True
+    compile_factor = PEAK
 
     def __init__(self, options: EngineOptions | None = None):
         self._options = options or EngineOptions()
@@ -134,6 +136,12 @@ class OpenVinoBackend(Backend):
             shelf.model({})
         computed = self._compiler.job(graph, precision, {}).precision
         return OpenVinoEngine(graph, computed, self._device.version, shelf.model, shelf.close)
+
+    def load_streamed(self, graph: Graph) -> Engine:
+        """ONNX Runtime's: OpenVINO widens all weights of a graph when it compiles it."""
+        from gentron.engines.onnxruntime_cpu import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(graph, self._options.threads, streamed=True)
 
     def close(self) -> None:
         pass

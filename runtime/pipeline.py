@@ -19,7 +19,7 @@ from gentron.guidance import Interval, check_interval
 from gentron.latents import to_uint8
 from gentron.runtime.finite import check_finite
 from gentron.runtime.generation import Generation
-from gentron.runtime.residency import Residency, component_bytes
+from gentron.runtime.residency import Residency, plan_memory
 from gentron.runtime.result import Result, Settings
 from gentron.runtime.text import TextStage
 
@@ -47,10 +47,12 @@ class Pipeline:
                 name: bundle_graph(bundle, name, backend.graph_precision(chosen), declared)
                 for name, chosen in wanted.items()
             }
-            sizes = {n: component_bytes(bundle, n, p) for n, p in wanted.items()} if memory else {}
+            plan = plan_memory(bundle, backend, wanted, memory)
 
             def load(name: str) -> Engine:
                 try:
+                    if name in plan.streamed:
+                        return backend.load_streamed(graphs[name])
                     return backend.load(graphs[name], wanted[name])
                 except GenTronError as error:
                     if graphs[name].file.exists():
@@ -60,7 +62,7 @@ class Pipeline:
                         "bundle back where it was, or load another"
                     ) from error
 
-            self._engines = Residency(load, list(graphs), sizes, memory)
+            self._engines = Residency(load, list(graphs), plan.sizes, plan.limit, plan.making)
             self._text = TextStage(bundle, self._engines)
         except BaseException:
             backend.close()

@@ -7,25 +7,32 @@ are freed for it. What the largest needs is known before anything is loaded.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
 from gentron.bundle import Bundle
 from gentron.contract import PRECISIONS, Component
 from gentron.engines import Engine
-from gentron.engines.base import EngineInfo
-from gentron.engines.host_memory import available_bytes
+from gentron.engines.base import Backend, EngineInfo
+from gentron.engines.host_memory import available_bytes, give_back
 from gentron.errors import BackendError, ResourceError
 from gentron.weights import stored_tensors
+
+log = logging.getLogger(__name__)
 
 # An engine's memory by that of its weights: packed copies of some, and room to work.
 ENGINE_FACTOR = 1.3
 ITEM_BYTES = {"bfloat16": 2}
+# Most that a streamed T5-XXL held, mapped files included, by its weights in float32: 0.83.
+STREAMED_FACTOR = 0.9
+FREE_SHARE = 0.9  # of the free memory that a bundle may take
 
 
 def component_bytes(bundle: Bundle, name: str, precision: str) -> int:
@@ -36,6 +43,49 @@ def component_bytes(bundle: Bundle, name: str, precision: str) -> int:
     tensors = stored_tensors(bundle.path / component.folder)
     values = sum(math.prod(t.shape) for n, t in tensors.items() if _reads(bundle, component, n))
     return int(values * item * ENGINE_FACTOR)
+
+
+class MemoryPlan(NamedTuple):
+    """Empty where everything is loaded at once."""
+
+    sizes: dict[str, int]
+    limit: int | None
+    streamed: frozenset[str]  # text encoders that are over the limit by themselves
+    making: dict[str, int]  # bytes that each takes while it is compiled, at the most
+
+
+NOTHING = MemoryPlan({}, None, frozenset(), {})
+
+
+def plan_memory(
+    bundle: Bundle, backend: Backend, precisions: Mapping[str, str], limit: int | None
+) -> MemoryPlan:
+    """What is loaded how, under a limit in bytes; where there is none and the engines are in the
+    machine's own memory, under what is free there, if they do not all fit."""
+    if limit is None and not backend.streams:
+        return NOTHING
+    sizes = {
+        name: component_bytes(bundle, name, p if p in PRECISIONS else "fp32")
+        for name, p in precisions.items()
+    }
+    if limit is None:
+        room, all_of_it = available_bytes(), sum(sizes.values())
+        if room is None or all_of_it <= room * FREE_SHARE:
+            return NOTHING
+        limit = int(room * FREE_SHARE)
+        log.warning("components take %.1f GB together and %.1f GB are free: each is loaded when "
+                    "its turn comes", all_of_it / 1e9, room / 1e9)  # fmt: skip
+    over = {n for n, size in sizes.items() if n.startswith("text_encoder") and size > limit}
+    streamed = frozenset(over if backend.streams else ())
+    for name in streamed:
+        log.warning("%s needs about %.1f GB: it reads its weights anew for every prompt",
+                    name, sizes[name] / 1e9)  # fmt: skip
+        sizes[name] = int(component_bytes(bundle, name, "fp32") / ENGINE_FACTOR * STREAMED_FACTOR)
+    making = {
+        name: int(component_bytes(bundle, name, "fp32") / ENGINE_FACTOR * backend.compile_factor)
+        for name in sizes.keys() - streamed
+    }
+    return MemoryPlan(sizes, limit, streamed, making)
 
 
 def check_room_beside(name: str, precision: str | None) -> None:
@@ -69,11 +119,13 @@ class Residency(Mapping[str, Engine]):
         names: Sequence[str],
         sizes: Mapping[str, int] | None = None,
         limit: int | None = None,
+        making: Mapping[str, int] | None = None,
     ):
-        """Loads everything at once unless there is a limit, which needs the `sizes`; raises
-        ResourceError if the largest component alone is over it."""
+        """Loads everything at once unless there is a limit, which needs the `sizes`; `making` is
+        what compiling takes while it lasts, where that is more. All in bytes. Raises ResourceError
+        if the largest component alone is over the limit."""
         self._load, self._names = load, list(names)
-        self._sizes, self._limit = dict(sizes or {}), limit
+        self._sizes, self._limit, self._making = dict(sizes or {}), limit, dict(making or {})
         self._resident: OrderedDict[str, Engine] = OrderedDict()
         self._pinned: Counter[str] = Counter()
         self._lock = threading.RLock()
@@ -147,15 +199,18 @@ class Residency(Mapping[str, Engine]):
                 self._resident.popitem()[1].close()
 
     def _make_room(self, name: str) -> None:
+        """Others go while there is not the room to make it; what it then holds must fit."""
         if self._limit is None:
             return
-        allowed = self._limit - self._sizes[name]
+        allowed = self._limit - max(self._sizes[name], self._making.get(name, 0))
         for other in list(self._resident):
             if sum(self._sizes[n] for n in self._resident) <= allowed:
                 return
             if not self._pinned[other]:
                 self._resident.pop(other).close()
-        if (held := sum(self._sizes[n] for n in self._resident)) > allowed:
+                give_back()
+        held = sum(self._sizes[n] for n in self._resident)
+        if held + self._sizes[name] > self._limit:
             raise ResourceError(
                 f"memory: {name} needs about {self._sizes[name] / 1e9:.1f} GB beside "
                 f"{held / 1e9:.1f} GB that a generation is using, the limit is "

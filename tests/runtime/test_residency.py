@@ -108,6 +108,57 @@ def residency(limit, sizes):
     return Residency(load, list(sizes), sizes, limit), log
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_without_room_for_all_they_take_turns_and_the_largest_encoder_is_read_as_it_computes(
+    tiny_bundle, sizes, monkeypatch, backend, caplog
+):
+    over = max((n for n in sizes if n.startswith("text_encoder")), key=sizes.__getitem__)
+    with Pipeline.load(tiny_bundle, backend=backend) as pipe:
+        expected = pipe("a cat", **ASK)
+    monkeypatch.setattr(
+        "gentron.runtime.residency.component_bytes",
+        lambda bundle, name, precision: 5_000 if name == over else 1_000,
+    )
+    monkeypatch.setattr("gentron.runtime.residency.available_bytes", lambda: 5_000)
+    with Pipeline.load(tiny_bundle, backend=backend) as pipe:
+        assert pipe._engines.resident == ()
+        found = pipe("a cat", **ASK)
+        assert len(pipe._engines.resident) < len(sizes)
+    by = {info.component: info.backend for info in found.components}
+    assert by.pop(over) == "onnxruntime"
+    assert set(by.values()) == {backend}
+    assert f"{over} needs about 0.0 GB: it reads its weights anew" in caplog.text
+    assert "each is loaded when its turn comes" in caplog.text
+    assert np.abs(found.images.astype(int) - expected.images).max() <= 1
+
+
+def test_with_room_for_all_they_stay(tiny_bundle, sizes):
+    with Pipeline.load(tiny_bundle) as pipe:
+        assert set(pipe._engines.resident) == set(sizes)
+
+
+def test_others_go_for_what_has_to_be_compiled_and_stay_for_what_has_not():
+    closed = []
+
+    class Loaded:
+        def __init__(self, name):
+            self.name, self.info = name, name
+
+        def close(self):
+            closed.append(self.name)
+
+    engines = Residency(Loaded, "abc", dict.fromkeys("abc", 1), 3, {"c": 3})
+    assert [engines[name].name for name in "ab"] == ["a", "b"]
+    assert closed == []
+    assert engines["c"].name == "c"
+    assert closed == ["a", "b"]
+    assert engines["a"].name == "a"
+    assert closed == ["a", "b"]
+    engines = Residency(Loaded, "abc", dict.fromkeys("abc", 1), 3, {"c": 3})
+    with engines.pinned("a"):  # a generation uses it: then less room has to do
+        assert [engines[name].name for name in "ac"] == ["a", "c"]
+
+
 def test_what_was_used_longest_ago_goes_first():
     engines, log = residency(30, {"a": 10, "b": 10, "c": 10, "d": 10})
     for name in ("a", "b", "c", "a", "d"):
