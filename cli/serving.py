@@ -26,7 +26,7 @@ WORK = (
     click.option("--warm-up", "warm_up", type=Size(), multiple=True,
                  help="Pixels, such as 128x128, to be ready for; may be repeated "
                       "[the model's own]."),
-    click.option("--max-samples", type=click.IntRange(1, 64), default=16, show_default=True,
+    click.option("--max-samples", type=click.IntRange(1, 64), default=32, show_default=True,
                  help="Of one size under way at once."),
     click.option("--max-requests", type=click.IntRange(1), default=64, show_default=True,
                  help="Waiting and under way; more are told to come again."),

@@ -28,7 +28,7 @@ from gentron.runtime.ticket import Progress
 from gentron.runtime.work import LEFT, PREPARING, RUNNING, Needs, Work, latents_of
 
 log = logging.getLogger(__name__)
-COMPILED = 16  # samples at most where every size of a call has to be compiled
+COMPILED = 32  # samples at most where every size of a call has to be compiled
 IDLE = 60.0  # seconds between looks at an empty table
 
 
