@@ -15,6 +15,8 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
+from gentron.engines.host_memory import give_back
+
 Array = npt.NDArray[Any]
 StageDone = Callable[[int, int, dict[str, Array]], None]  # (number of the case, stage, carried)
 
@@ -146,6 +148,7 @@ class StagedGraph:
                         del values[name]
                 stage_done(case, number, values)
             del session
+            give_back()
             progress((number + 1) / len(self.stages))
         return [{name: values[name] for name in self._outputs} for values in carried]
 

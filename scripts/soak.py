@@ -114,7 +114,8 @@ async def soak(options: argparse.Namespace, url: str, server: int) -> tuple[Seen
     size = tuple(int(side) for side in options.size.split("x"))
     pictures = await asyncio.to_thread(expected, options, size)
     wanted, process = list(pictures), psutil.Process(server)
-    limits = httpx.Limits(max_connections=None)
+    # Less than the server's five seconds, so that nobody asks on a connection as it is closed.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits) as client:
         await ready(client)
         trial, seen = Seen(), Seen()
