@@ -15,8 +15,6 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from gentron.engines.host_memory import give_back
-
 Array = npt.NDArray[Any]
 StageDone = Callable[[int, int, dict[str, Array]], None]  # (number of the case, stage, carried)
 
@@ -136,6 +134,8 @@ class StagedGraph:
         progress: Callable[[float], None] = lambda share: None,
     ) -> list[dict[str, Array]]:
         """Outputs of the graph for each set of inputs; every stage is loaded once for all."""
+        from gentron.engines.host_memory import give_back
+
         carried = [dict(feed) for feed in feeds]
         last_read = {n: i for i, stage in enumerate(self.stages) for n in stage.inputs}
         for number, stage in enumerate(self.stages):

@@ -69,22 +69,21 @@ class Stages:
             work.on_progress(Progress(step, work.request.settings.steps, seconds, pictures))
 
         work.to_preview.append(run)
-        self._after.submit(lambda: self._draw_preview(work), PREVIEW)
+        self._after.submit(lambda: self._draw_previews(work, 1), PREVIEW)
 
-    def _draw_preview(self, work: Work) -> bool:
-        """The next one that it waits for; False if there is none, or nobody to see it."""
-        if work.cancelled or not work.to_preview:
-            return False
-        work.to_preview.popleft()()
-        return True
+    def _draw_previews(self, work: Work, most: int) -> None:
+        """The next ones that it waits for, unless there is nobody to see them."""
+        for _ in range(min(most, len(work.to_preview))):
+            draw = work.to_preview.popleft()
+            if not work.cancelled:
+                draw()
 
     def decode(self, work: Work, latents: Floats) -> None:
         """Latents [B, F, C, h, w] to the request's result."""
 
         def run() -> None:
             try:
-                while self._draw_preview(work):  # its own come before it, those of others do not
-                    pass
+                self._draw_previews(work, len(work.to_preview))  # before it, not those of others
                 result = self._decode(work, latents)
             except Exception as error:
                 self.fail(work, error)
