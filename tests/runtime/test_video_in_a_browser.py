@@ -32,7 +32,11 @@ WATCH = """async times => {
   canvas.width = video.videoWidth; canvas.height = video.videoHeight
   const frames = []
   for (const time of times) {
-    const there = event('seeked'); video.currentTime = time; await there
+    const there = event('seeked')
+    const shown = new Promise(done => video.requestVideoFrameCallback(done))
+    video.currentTime = time; await there
+    // A busy machine says so before the picture is there.
+    await Promise.race([shown, new Promise(done => setTimeout(done, 1000))])
     canvas.getContext('2d').drawImage(video, 0, 0)
     frames.push(Array.from(
       canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data))
