@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import wraps
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gentron.cli.common import gathered
 from gentron.errors import BackendError, RequestError
 
 if TYPE_CHECKING:
@@ -80,12 +80,4 @@ class Cluster:
 
 def cluster_options(command: Command) -> Command:
     """All of them, as one `Cluster`."""
-
-    @wraps(command)
-    def gather(**options: Any) -> None:
-        cluster = Cluster(**{field.name: options.pop(field.name) for field in fields(Cluster)})
-        command(cluster=cluster, **options)
-
-    for option in reversed(OPTIONS):
-        gather = option(gather)
-    return gather
+    return gathered(command, "cluster", Cluster, OPTIONS)

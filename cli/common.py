@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
 from typing import Any, ClassVar, NoReturn
 
 import click
@@ -96,3 +99,19 @@ class Levels(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             self.fail(f"{value!r} is not LO,HI, two noise levels such as 0.3,5", param, ctx)
         return check_interval((low, high))
+
+
+def gathered(
+    command: Callable[..., None], name: str, kind: Any, options: Sequence[Any]
+) -> Callable[..., None]:
+    """`command` with click's `options`, which it gets as one `name`: the dataclass `kind`, whose
+    fields they are."""
+
+    @wraps(command)
+    def gather(**given: Any) -> None:
+        chosen = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        command(**{name: chosen}, **given)
+
+    for option in reversed(options):
+        gather = option(gather)
+    return gather

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gentron.cli.common import Bytes, DeviceNumbers, Levels, Size, warn
+from gentron.cli.common import Bytes, DeviceNumbers, Levels, Size, gathered, warn
 from gentron.cli.progress import component_bars
 from gentron.contract import PRECISIONS
 from gentron.errors import RequestError
@@ -124,15 +124,7 @@ class Choice:
 
 def engine_options(command: Command) -> Command:
     """Those that say which bundle is to run on what, as one `Choice`."""
-
-    @wraps(command)
-    def gather(**options: Any) -> None:
-        choice = Choice(**{field.name: options.pop(field.name) for field in fields(Choice)})
-        command(choice=choice, **options)
-
-    for option in reversed(ENGINES):
-        gather = option(gather)
-    return gather
+    return gathered(command, "choice", Choice, ENGINES)
 
 
 def drawing_options(command: Command) -> Command:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from gentron.cli.common import Bytes
+from gentron.cli.common import Bytes, gathered
 
 if TYPE_CHECKING:
     from gentron.runtime.job_store import JobStore
@@ -51,12 +50,4 @@ class JobChoice:
 
 def job_options(command: Command) -> Command:
     """As one `JobChoice`."""
-
-    @wraps(command)
-    def gather(**options: Any) -> None:
-        jobs = JobChoice(**{field.name: options.pop(field.name) for field in fields(JobChoice)})
-        command(jobs=jobs, **options)
-
-    for option in reversed(OPTIONS):
-        gather = option(gather)
-    return gather
+    return gathered(command, "jobs", JobChoice, OPTIONS)

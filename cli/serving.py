@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gentron.cli.common import Size
+from gentron.cli.common import Size, gathered
 from gentron.errors import RequestError
 
 if TYPE_CHECKING:
@@ -91,12 +90,4 @@ class Serving:
 
 def serving_options(command: Command) -> Command:
     """All of them, as one `Serving`."""
-
-    @wraps(command)
-    def gather(**options: Any) -> None:
-        serving = Serving(**{field.name: options.pop(field.name) for field in fields(Serving)})
-        command(serving=serving, **options)
-
-    for option in reversed((*WORK, *ACCESS, *OPERATION)):
-        gather = option(gather)
-    return gather
+    return gathered(command, "serving", Serving, (*WORK, *ACCESS, *OPERATION))

@@ -87,7 +87,7 @@ class OnnxRuntimeEngine(Engine):
         self, graph: Graph, threads: int, optimised: Path | None = None, *, streamed: bool = False
     ):
         """`optimised` is what `OnnxRuntimeCompiler` made of the graph, if it did. `streamed` keeps
-        no weights: they are widened from the mapped files in every call, and freed after use."""
+        no weights: every call widens them from the mapped files, and frees them as it goes on."""
         ort = import_onnxruntime()
         component = graph.component
         self.component, self.compute = component, graph.compute

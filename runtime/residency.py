@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 # An engine's memory by that of its weights: packed copies of some, and room to work.
 ENGINE_FACTOR = 1.3
 ITEM_BYTES = {"bfloat16": 2}
-# Most that a streamed T5-XXL held, mapped files included, by its weights in float32: 0.83.
-STREAMED_FACTOR = 0.9
+# A whole run of `g2` whose peak is a streamed T5-XXL, mapped files included, by T5-XXL's weights in
+# float32: 0.92 (docs/performance.md).
+STREAMED_FACTOR = 0.95
 FREE_SHARE = 0.9  # of the free memory that a bundle may take
 
 
