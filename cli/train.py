@@ -87,6 +87,8 @@ def emoji(
 @click.option("--steps", type=click.IntRange(min=1), help="In all.")
 @click.option("--motion-free", type=click.FloatRange(0, 1), metavar="P",
               help="Share of clips whose frames see only themselves [0.15].")  # fmt: skip
+@click.option("--rate", type=click.FloatRange(0, min_open=True),
+              help="Learning rate while it is held [0.0005].")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of clips, noise and new layers.")  # fmt: skip
 @click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")
@@ -103,6 +105,7 @@ def video(
     image_share: float | None,
     steps: int | None,
     motion_free: float | None,
+    rate: float | None,
     seed: int,
     font: Path | None,
     threads: int | None,
@@ -123,6 +126,7 @@ def video(
         "image_share": image_share,
         "steps": steps,
         "motion_free": motion_free,
+        "rate": rate,
     }
     wanted = replace(
         VIDEO_RECIPES[size], seed=seed, **{n: v for n, v in given.items() if v is not None}

@@ -57,6 +57,7 @@ class VideoRecipe:
     image_batch: int
     image_share: float = 0.4  # of the steps; the others see clips
     motion_free: float = MOTION_FREE
+    rate: float = 5e-4  # the learning rate while it is held
     seed: int = 0
 
 
@@ -132,6 +133,7 @@ def train_emoji_video(
         image_share=recipe.image_share,
         clip_batch=recipe.clip_batch,
         motion_free=recipe.motion_free,
+        peak_rate=recipe.rate,
         seed=recipe.seed,
         compile=compile,
         on_snapshot=snapshot,

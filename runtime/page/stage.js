@@ -100,9 +100,9 @@ export class Stage {
       this.running(false)
     }
     this.shown = entry
+    describe(entry, this.url(entry.blob))
     if (entry.kind === 'video') this.film(0, entry.blob, `Video: ${entry.settings.prompt}`)
     else await this.picture(0, entry.blob, entry.settings.prompt)
-    describe(entry, this.url(entry.blob))
   }
 }
 

@@ -30,6 +30,11 @@ def downloaded(tab: Any) -> Path:
     return Path(download.value.path())
 
 
+def reload(tab: Any) -> None:
+    tab.reload()
+    tab.wait_for_selector("html[data-ready]", state="attached")
+
+
 def facts(tab: Any) -> dict[str, str]:
     return dict(zip(tab.locator("dt").all_inner_texts(), tab.locator("dd").all_inner_texts(),
                     strict=True))  # fmt: skip
@@ -84,14 +89,14 @@ def test_the_gallery_survives_a_reload_and_what_is_removed_can_be_put_back(visit
     draw(tab, "a dog", steps=2, seed=5)
     tab.wait_for_selector(DONE)
     made = downloaded(tab).read_bytes()
-    tab.reload()
+    reload(tab)
     tab.click("#gallery button")
     assert tab.inner_text("#shown-prompt") == "a dog"
     assert downloaded(tab).read_bytes() == made
     tab.click("#remove")
     tab.wait_for_selector("#made-title:text-is('Nothing made here yet')")
     tab.click("#undo")
-    tab.reload()
+    reload(tab)
     tab.wait_for_selector("#made-title:text-is('Made here (1)')")
 
 
@@ -112,11 +117,11 @@ def test_a_video_is_filmed_found_again_after_a_reload_and_plays(visit, draw, sit
     tab = visit()
     tab.check("[value=video]")
     assert tab.input_value("[name=frames]") == "8"
-    site.delay = 0.1
-    draw(tab, "a red apple moving right", frames=8, fps=8, steps=8)
+    site.delay = 0.5  # so that it is not done before the page is back
+    draw(tab, "a red apple moving right", frames=8, fps=8, steps=40)
     tab.wait_for_selector("#scale i.done", state="attached")
-    tab.reload()
-    tab.wait_for_selector("#count:has-text(' of 8')")
+    reload(tab)
+    tab.wait_for_selector("#count:has-text(' of 40')")
     site.delay = 0.0
     tab.wait_for_selector(DONE)
     film = tab.locator("#frames video")
@@ -129,7 +134,7 @@ def test_what_people_and_servers_write_is_text(visit, draw):
     tab = visit()
     draw(tab, EVIL, steps=1)
     tab.wait_for_selector(DONE)
-    tab.reload()
+    reload(tab)
     tab.click("#gallery button")
     assert tab.inner_text("#shown-prompt") == EVIL
     assert tab.locator("#gallery .caption").text_content() == EVIL
