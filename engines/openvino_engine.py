@@ -103,6 +103,7 @@ class OpenVinoCpu:
             if precision == INT8:
                 model = self._rounded(graph, model)
             model.reshape({n: self._openvino.PartialShape(s) for n, s in wanted.items()})
+            drop_lone_softmaxes(model)
             compiled = self._core.compile_model(model, "CPU", self._properties(precision))
         except RuntimeError as error:
             raise _cannot_compile(graph, one_line(error)) from error
@@ -233,6 +234,22 @@ class OpenVinoEngine(Engine):
 
     def close(self) -> None:
         self._close()
+
+
+def drop_lone_softmaxes(model: Any) -> int:
+    """A softmax over one element is 1: what attends to itself alone, such as the only frame of an
+    image in temporal attention, needs no queries and keys. They go with it, where sizes are fixed.
+    Returns how many there were."""
+    constant, found = import_openvino().opset1.constant, 0
+    for node in model.get_ops():
+        if node.get_type_name() != "Softmax" or node.get_output_partial_shape(0).is_dynamic:
+            continue
+        shape = tuple(node.get_output_shape(0))
+        if shape[node.get_attributes()["axis"]] == 1:
+            ones = np.ones(shape, node.get_output_element_type(0).to_dtype())
+            node.output(0).replace(constant(ones).output(0))
+            found += 1
+    return found
 
 
 def one_line(error: Exception) -> str:

@@ -166,4 +166,8 @@ def _session(model: onnx.ModelProto, folder: Path) -> Any:
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder)
     )
-    return ort.InferenceSession(model.SerializeToString(), options, providers=[CPU])
+    # Weights are cast and transposed one after the other as they are read; folded, all of a block's
+    # would be there at once, twice, and it takes longer than to run them.
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=[CPU], disabled_optimizers=["ConstantFolding"]
+    )

@@ -222,7 +222,10 @@ class Scheduler:
             batch.step([member for work in works for member in work.members])
         except Exception as error:
             self._observer.retried()
-            log.warning("a call for %d requests failed: %s", len(works), error)
+            for work in works:
+                work.context.run(
+                    log.warning, "a call for %d requests failed: %s", len(works), error
+                )
             if again:
                 return self._advance(batch, works, again=False)
             if len(works) == 1:

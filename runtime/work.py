@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +51,7 @@ class Work:
     denoise_seconds: float = 0.0
     calls: int = 0
     trace: Trace = field(default_factory=Trace)
+    context: Context = field(default_factory=copy_context)  # the caller's: names for log lines
 
     @property
     def done_steps(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from gentron.bench.work import EngineCall, Work
 from gentron.bundle import Bundle
 from gentron.engines.graphs import bundle_graph
-from gentron.engines.openvino_engine import openvino_core
+from gentron.engines.openvino_engine import drop_lone_softmaxes, openvino_core
 from gentron.runtime.cost import conditioner_cost, denoiser_cost, projection_cost
 
 ITEM = 2  # bytes, which operations do not depend on
@@ -44,6 +44,7 @@ def _in_graph(bundle: Bundle, call: EngineCall) -> float:
         spec.name: [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
         for spec in component.inputs
     })  # fmt: skip
+    drop_lone_softmaxes(model)  # what leads to them alone need not be computed
     return sum(map(_operations, model.get_ordered_ops()))
 
 

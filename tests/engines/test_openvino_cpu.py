@@ -21,7 +21,7 @@ from gentron.bundle import Bundle
 from gentron.engines import Backend, EngineOptions, backend_named, backend_reports, bundle_graph
 from gentron.engines.cache import EngineCache
 from gentron.engines.openvino_cpu import MODELS_KEPT, OpenVinoBackend
-from gentron.engines.openvino_engine import HINT, OpenVinoCpu
+from gentron.engines.openvino_engine import HINT, OpenVinoCpu, drop_lone_softmaxes, openvino_core
 from gentron.engines.probe_check import check_bundle
 from gentron.engines.shapes import AxisRange
 from gentron.errors import BackendError
@@ -355,3 +355,26 @@ except KeyboardInterrupt:
         command = [sys.executable, "-c", script, str(bundle.path), folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+@pytest.mark.parametrize(("frames", "gone"), [(1, True), (3, False)])
+def test_an_image_in_a_video_model_needs_no_queries_and_keys_of_frames(
+    tiny_video_bundle, backend, frames, gone
+):
+    bundle = Bundle.open(tiny_video_bundle)
+    graph = bundle_graph(bundle, "denoiser", "fp32")
+    case = ProbeCase(3, {**SIZES, "F": frames})
+    model = openvino_core().read_model(str(graph.file))
+    model.reshape({
+        spec.name: [case.sizes[a] if isinstance(a, str) else a for a in spec.axes]
+        for spec in graph.component.inputs
+    })  # fmt: skip
+    before = [node.get_type_name() for node in model.get_ordered_ops()]
+    assert drop_lone_softmaxes(model) == (bundle.config.depth if gone else 0)
+    after = [node.get_type_name() for node in model.get_ordered_ops()]
+    # Two projections and the scores of each block; what is weighted stays, as it may be broadcast.
+    assert before.count("MatMul") - after.count("MatMul") == (3 * bundle.config.depth if gone else 0)
+    with backend_named("onnxruntime") as other:
+        wanted = other.load(graph, "fp32").run(probe_inputs(graph.component, case))
+    found = backend.load(graph, "fp32").run(probe_inputs(graph.component, case))
+    assert relative(found["next_state"], wanted["next_state"]) < 1e-5

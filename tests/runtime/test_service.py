@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import random
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -144,6 +146,36 @@ def test_a_call_that_fails_once_is_tried_again(serve, video_pipeline, wanted, fa
     for i, result in enumerate(serve(video_pipeline, work)):
         assert_same(result, wanted(i))
     assert failed
+
+
+def test_what_is_logged_of_a_call_that_fails_has_the_names_of_its_requests(
+    serve, video_pipeline, faults
+):
+    name, named = ContextVar("name", default=""), set()
+
+    class Names(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            named.add((name.get(), record.levelname))
+
+    def broken(rows):
+        raise RuntimeError("the device has gone")
+
+    async def work(service):
+        faults.append(broken)
+        tickets = []
+        for i in range(3):
+            name.set(f"request {i}")
+            tickets.append(service.submit(**mixed(i)))
+        return await outcomes(tickets)
+
+    log, handler = logging.getLogger("gentron.runtime.scheduling"), Names()
+    log.addHandler(handler)
+    try:
+        found = serve(video_pipeline, work)
+    finally:
+        log.removeHandler(handler)
+    assert all(isinstance(error, RuntimeError) for error in found)
+    assert named == {(f"request {i}", "WARNING") for i in range(3)}
 
 
 def test_calls_that_are_too_large_for_the_device_are_split(serve, video_pipeline, wanted, faults):
