@@ -24,7 +24,6 @@ from torch import nn
 from gentron.agreement import Agreement, require
 from gentron.bundle import null_text_names, tokenizer_file
 from gentron.contract import PRECISIONS, text_encoder_name
-from gentron.engines.host_memory import give_back
 from gentron.export.components import Part, Source, parts
 from gentron.export.facts import graph_facts
 from gentron.export.link import WeightMap
@@ -165,6 +164,8 @@ class _Export:
 
     def _begin(self, doing: str) -> None:
         """The next of the component's activities; each counts the same in the progress bar."""
+        from gentron.engines.host_memory import give_back
+
         give_back()
         self._doing = doing
         self._inside(0.0)
