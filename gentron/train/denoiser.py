@@ -125,14 +125,15 @@ def flow_loss(
     null: tuple[Tensor, Tensor, Tensor],
     batch: int,
     seed: int,
+    times: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """Squared error of the velocity `noise - x0` at `x_t = (1 - t) x0 + t noise`; t is the sigmoid
-    of a normal."""
+    of a normal variable with mean and deviation `times`."""
     device = pool.latents.device
     generator = torch.Generator(device).manual_seed(seed)
     rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
     clean = pool.latents[rows].float()
-    t = torch.randn(batch, generator=generator, device=device).sigmoid()
+    t = sigmoid_normal(batch, times, generator)
     noise = torch.randn(clean.shape, generator=generator, device=device)
     noisy = torch.lerp(clean, noise, t[:, None, None, None])
     drop = torch.rand(batch, generator=generator, device=device) < TEXT_DROPOUT
@@ -140,6 +141,12 @@ def flow_loss(
     with torch.autocast(device.type, dtype=torch.bfloat16):
         velocity = forward(noisy[:, None], t * FLOW_TIMESTEPS, [hidden], [mask], pooled)
     return F.mse_loss(velocity[:, 0].float(), noise - clean)
+
+
+def sigmoid_normal(count: int, times: tuple[float, float], generator: torch.Generator) -> Tensor:
+    mean, deviation = times
+    drawn = torch.randn(count, generator=generator, device=generator.device)
+    return (mean + deviation * drawn).sigmoid()
 
 
 @torch.inference_mode()
