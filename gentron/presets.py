@@ -189,7 +189,8 @@ EMOJI = ModelSpec(
     ),
     encoders=(),  # all-MiniLM-L6-v2, frozen; its configuration comes with its weights
     vae={"_class_name": "AutoencoderDC"},  # trained here: gentron.train.autoencoder has its shape
-    scheduler=FLOW,
+    # More steps where there is most noise, where a caption decides.
+    scheduler={**FLOW, "shift": 3.0},
     defaults=SamplingDefaults("euler", 20, 4.0),
     note="trained on composed pictures of emoji; ships with the package",
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gentron.config import GenTronConfig
 from gentron.model import GenTron
+from gentron.presets import EMOJI
 from gentron.train.checkpointing import Run
 from gentron.train.pools import LatentPool, captions
 
@@ -149,6 +150,12 @@ def sigmoid_normal(count: int, times: tuple[float, float], generator: torch.Gene
     return (mean + deviation * drawn).sigmoid()
 
 
+def noise_levels(steps: int) -> Tensor:
+    """From 1 to 0, spaced as the emoji model's schedule does: [steps + 1]."""
+    even, shift = torch.linspace(1, 0, steps + 1), EMOJI.scheduler["shift"]
+    return shift * even / (1 + (shift - 1) * even)
+
+
 @torch.inference_mode()
 def sample_latents(
     model: GenTron,
@@ -167,8 +174,7 @@ def sample_latents(
     hidden, mask, pooled = (
         torch.cat([text, empty.expand_as(text)]) for text, empty in zip(texts, null, strict=True)
     )
-    times = torch.linspace(1, 0, steps + 1)
-    for now, then in pairwise(times):
+    for now, then in pairwise(noise_levels(steps)):
         t = (now * FLOW_TIMESTEPS).expand(2 * count).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             velocity = model(torch.cat([x, x]), t, [hidden], [mask], pooled)

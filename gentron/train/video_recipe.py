@@ -18,7 +18,7 @@ from gentron.presets import EMOJI
 from gentron.train.checkpoint import write_checkpoint
 from gentron.train.checkpointing import Run
 from gentron.train.clips import FRAMES
-from gentron.train.denoiser import FLOW_TIMESTEPS, IMAGE_RUN
+from gentron.train.denoiser import FLOW_TIMESTEPS, IMAGE_RUN, noise_levels
 from gentron.train.pools import build_clip_pool
 from gentron.train.recipe import (
     NOTES,
@@ -159,7 +159,7 @@ def sample_clips(
     shape = (count, frames, config.latent_channels, config.sample_height, config.sample_width)
     x = torch.randn(shape, generator=generator).to(device)
     branches = guidance_branches(guidance, motion, moving=True)
-    for now, then in pairwise(torch.linspace(1, 0, steps + 1)):
+    for now, then in pairwise(noise_levels(steps)):
         t = (now * FLOW_TIMESTEPS).expand(count).to(device)
         velocity = torch.zeros_like(x)
         for branch in branches:
