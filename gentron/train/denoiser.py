@@ -15,6 +15,8 @@ from torch import Tensor
 from gentron.config import GenTronConfig
 from gentron.model import GenTron
 from gentron.presets import EMOJI
+from gentron.schedule import NoiseSchedule
+from gentron.solvers import solver_table
 from gentron.train.checkpointing import Run
 from gentron.train.pools import LatentPool, captions
 
@@ -145,15 +147,17 @@ def flow_loss(
 
 
 def sigmoid_normal(count: int, times: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """[count] in 0 to 1; `times` are the normal variable's mean and deviation."""
     mean, deviation = times
     drawn = torch.randn(count, generator=generator, device=generator.device)
     return (mean + deviation * drawn).sigmoid()
 
 
 def noise_levels(steps: int) -> Tensor:
-    """From 1 to 0, spaced as the emoji model's schedule does: [steps + 1]."""
-    even, shift = torch.linspace(1, 0, steps + 1), EMOJI.scheduler["shift"]
-    return shift * even / (1 + (shift - 1) * even)
+    """Those that the packaged model's Euler walks through, from 1 to 0: float32 [steps + 1]."""
+    schedule = NoiseSchedule.from_config(EMOJI.scheduler)
+    levels = schedule.sigmas(solver_table("euler", schedule, steps).timesteps)
+    return torch.tensor([*levels, 0.0], dtype=torch.float32)
 
 
 @torch.inference_mode()

@@ -34,8 +34,8 @@ MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
 NAME = "video"
 # Mean and deviation of the normal variables whose sigmoids are the times of clips and of images. A
 # caption counts where the noise hides what it says, and the more numbers there are, the less a
-# given noise hides: 16,384 of a clip tell its direction up to t = 0.99, where the first step of
-# sampling has been taken. Whoever trains below that learns to read the direction off the noise.
+# given noise hides: the 16,384 of a clip stand out of it up to about t = 0.99, where sampling takes
+# its first step. What trains below that may learn to read the direction off the noise instead.
 CLIP_TIMES = (2.5, 1.5)
 IMAGE_TIMES = (0.8, 1.2)
 

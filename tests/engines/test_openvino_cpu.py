@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ pytest.importorskip("openvino", reason="not installed; pip install '.[dev]'")
 from gentron.bundle import Bundle
 from gentron.engines import Backend, EngineOptions, backend_named, backend_reports, bundle_graph
 from gentron.engines.cache import EngineCache
+from gentron.engines.openvino_compiler import FileOnly
 from gentron.engines.openvino_cpu import MODELS_KEPT, OpenVinoBackend
 from gentron.engines.openvino_engine import HINT, OpenVinoCpu, drop_lone_softmaxes, openvino_core
 from gentron.engines.probe_check import check_bundle
@@ -377,5 +379,14 @@ def test_an_image_in_a_video_model_needs_no_queries_and_keys_of_frames(
     assert before.count("MatMul") - after.count("MatMul") == 3 * found
     with backend_named("onnxruntime") as other:
         wanted = other.load(graph, "fp32").run(probe_inputs(graph.component, case))
-    ours = backend.load(graph, "fp32").run(probe_inputs(graph.component, case))
+    with closing(backend.load(graph, "fp32")) as engine:
+        ours = engine.run(probe_inputs(graph.component, case))
     assert relative(ours["next_state"], wanted["next_state"]) < 1e-5
+
+
+def test_what_is_exported_piece_by_piece_is_what_is_exported_at_once(bundle, tmp_path):
+    device, graph = OpenVinoCpu(), bundle_graph(bundle, "conditioner", "fp32")
+    compiled = device.compile(graph, {}, "fp32").compiled
+    with (tmp_path / "blob").open("wb") as file:
+        compiled.export_model(FileOnly(file))
+    assert (tmp_path / "blob").read_bytes() == bytes(compiled.export_model().getbuffer())

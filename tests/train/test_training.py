@@ -7,10 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from gentron.presets import EMOJI
 from gentron.train.autoencoder import new_autoencoder, psnr, train_autoencoder
-from gentron.train.denoiser import flow_loss, learning_rate, train_denoiser
+from gentron.train.denoiser import (
+    flow_loss,
+    learning_rate,
+    noise_levels,
+    sigmoid_normal,
+    train_denoiser,
+)
 from gentron.train.pools import LatentPool
 
 SMALL = replace(EMOJI.transformer, width=32, depth=2, heads=2, mlp_width=64)
@@ -156,3 +163,15 @@ def test_the_autoencoder_maps_128_pixels_to_16_latents():
 def test_psnr_of_a_known_error():
     target = torch.zeros(1, 3, 8, 8)
     assert psnr(target + 0.2, target) == pytest.approx(20.0, abs=1e-3)  # 20 log10(2 / 0.2)
+
+
+def test_training_is_watched_at_the_noise_levels_of_the_packaged_model():
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(EMOJI.scheduler)
+    scheduler.set_timesteps(20)
+    torch.testing.assert_close(noise_levels(20), scheduler.sigmas, rtol=0, atol=1e-6)
+
+
+def test_times_are_the_sigmoid_of_the_normal_variable_that_was_asked_for():
+    drawn = sigmoid_normal(20_000, (2.5, 1.5), torch.Generator().manual_seed(0)).logit()
+    assert abs(drawn.mean() - 2.5) < 0.05
+    assert abs(drawn.std() - 1.5) < 0.05
