@@ -6,17 +6,17 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from gentron.errors import RequestError
 from gentron.runtime.http_errors import body as error_body
 from gentron.runtime.http_models import Extension
+from gentron.runtime.http_ranges import file_response
 from gentron.runtime.http_state import ServerState, client_of
 from gentron.runtime.job_store import JobStore
 from gentron.runtime.jobs import (
@@ -34,7 +34,6 @@ from gentron.runtime.request import Request as Checked
 from gentron.runtime.result import Settings
 
 KEY = "Idempotency-Key"
-CHUNK = 1 << 18  # bytes of a file that are read at once
 
 
 @dataclass(frozen=True)
@@ -183,17 +182,7 @@ async def job_file(request: Request, kind: str, id: str, index: int = 0) -> Resp
     file = await asyncio.to_thread(ServerState.of(request).runner.store.open, job.id, index)
     if file is None:
         return missing(kind)
-    size = file.seek(0, 2)
-    return StreamingResponse(
-        _chunks(file), media_type=job.media_type, headers={"Content-Length": str(size)}
-    )
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        file.seek(0)
-        while chunk := file.read(CHUNK):
-            yield chunk
+    return file_response(request, file, job.media_type, f"{job.id}-{index}")
 
 
 def missing(kind: str) -> Response:

@@ -8,8 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import numpy as np
@@ -30,6 +31,8 @@ from gentron.runtime.service import Options, Service
 from gentron.solvers import solver_table
 
 SampleMaker = Callable[..., Sample]
+SMALL = {"prompt": "a cat", "size": "16x16", "gentron": {"steps": 1, "seed": 1}}
+
 LoopRunner = Callable[..., tuple[DenoiseLoop, npt.NDArray[np.float32]]]
 
 
@@ -125,34 +128,28 @@ def faults(video_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[Ca
     return hooks
 
 
-# The page at `/`, in a browser.
+class Listening:
+    """The server on a free port of the loopback, in a thread."""
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-class Site:
-    """The server on a free port; a call of the denoiser takes `delay` seconds longer."""
-
-    delay = 0.0
-
-    def __init__(self, pipeline: Any, access: Access | None = None):
+    def __init__(self, pipeline: Any, options: Options | None = None, **given: Any):
         self.metrics = Metrics()
-        options = Options(bounds=Bounds(steps=500), observer=self.metrics)
-        app = create_app(
-            lambda: Service(pipeline, options), self.metrics, [(16, 16)], access=access
+        observed = replace(options or Options(), observer=self.metrics)
+        self.app = create_app(
+            lambda: Service(pipeline, observed), self.metrics, [(16, 16)], **given
         )
-        listening = socket.socket()
-        listening.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        self.thread = threading.Thread(target=lambda: self.server.run([listening]))
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.app, log_level="warning", access_log=False)
+        )
+        self.thread = threading.Thread(target=lambda: self.server.run([self.socket]))
 
-    def __enter__(self) -> Site:
+    def __enter__(self) -> Self:
         self.thread.start()
-        until(lambda: self.server.started)
-        until(lambda: httpx.get(f"{self.url}readyz").status_code == 200)
+        self.until(lambda: self.server.started)
+        self.until(lambda: httpx.get(f"{self.url}/readyz").status_code == 200)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,15 +157,57 @@ class Site:
         self.thread.join(30)
         assert not self.thread.is_alive()
 
-    def count(self, name: str, **labels: str) -> float:
+    @staticmethod
+    def until(ready: Callable[[], Any], seconds: float = 60.0) -> None:
+        end = time.monotonic() + seconds
+        while not ready():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.02)
+
+    def metric(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
+    def ask(
+        self,
+        path: str = "/v1/images/generations",
+        key: str | None = None,
+        body: Any = SMALL,
+        method: str = "POST",
+        **headers: str,
+    ) -> httpx.Response:
+        head = {name.replace("_", "-"): value for name, value in headers.items()}
+        head |= {"authorization": f"Bearer {key}"} if key else {}
+        content = {"json": body} if method == "POST" else {}
+        return httpx.request(method, self.url + path, headers=head, timeout=60, **content)
 
-def until(ready: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+    def raw(self, data: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(data)
+            found = b""
+            while part := connection.recv(65536):
+                found += part
+        return found
+
+
+@pytest.fixture(scope="session")
+def listening() -> type[Listening]:
+    return Listening
+
+
+# The page at `/`, in a browser.
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+class Site(Listening):
+    """A call of the denoiser takes `delay` seconds longer."""
+
+    delay = 0.0
+
+    def __init__(self, pipeline: Any, access: Access | None = None):
+        super().__init__(pipeline, Options(bounds=Bounds(steps=500)), access=access)
 
 
 @pytest.fixture(scope="module")

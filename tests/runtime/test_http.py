@@ -6,10 +6,8 @@ import base64
 import http.client
 import io
 import json
-import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,76 +15,31 @@ import numpy as np
 import openai
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from PIL import Image
 
-from gentron.runtime import Pipeline
 from gentron.runtime.admission import Bounds
-from gentron.runtime.http_api import create_app
-from gentron.runtime.metrics import Metrics
-from gentron.runtime.service import Filters, Options, Service
+from gentron.runtime.service import Filters, Options
 
 STEPS = {"gentron": {"seed": 7, "steps": 4, "solver": "ddim", "guidance": 4.0}}
 
 
-class Server:
-    """uvicorn on a free port of the loopback, in a thread."""
-
-    def __init__(self, pipeline: Pipeline):
-        self.metrics = Metrics()
-        self.pipeline = pipeline
-        options = Options(
-            bounds=Bounds(requests=16, steps=2000, batch=4),
-            filters=Filters(prompt=lambda text: "no rats here" if "rat" in text else None),
-            observer=self.metrics,
-        )
-        app = create_app(lambda: Service(pipeline, options), self.metrics, [(16, 16)])
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        self.app = app
-        self.thread = threading.Thread(target=lambda: self.server.run([self.socket]))
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Server:
-        self.thread.start()
-        until(lambda: self.server.started)
-        until(lambda: httpx.get(f"{self.url}/readyz").status_code == 200)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(30)
-        assert not self.thread.is_alive()
-
-    def metric(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
-
-
-def until(ready: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
-def server(video_pipeline: Pipeline) -> Iterator[Server]:
-    with Server(video_pipeline) as running:
+def server(video_pipeline, listening):
+    options = Options(
+        bounds=Bounds(requests=16, steps=2000, batch=4),
+        filters=Filters(prompt=lambda text: "no rats here" if "rat" in text else None),
+    )
+    with listening(video_pipeline, options) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> openai.OpenAI:
+def client(server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-def post(server: Server, body: Any, path: str = "/v1/images/generations") -> httpx.Response:
+def post(server, body: Any, path: str = "/v1/images/generations") -> httpx.Response:
     return httpx.post(f"{server.url}{path}", json=body, timeout=60)
 
 
@@ -94,9 +47,9 @@ def picture(b64: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
 
 
-def test_openais_client_gets_the_pictures_that_the_pipeline_draws(client, server):
+def test_openais_client_gets_the_pictures_that_the_pipeline_draws(client, video_pipeline):
     found = client.images.generate(prompt="a cat", n=2, size="16x24", extra_body=STEPS)
-    wanted = server.pipeline(
+    wanted = video_pipeline(
         "a cat", seed=7, steps=4, solver="ddim", guidance=4.0, batch=2, size=(16, 24)
     )
     assert found.data is not None
@@ -108,7 +61,7 @@ def test_openais_client_gets_the_pictures_that_the_pipeline_draws(client, server
     assert (found.size, found.output_format) == ("16x24", "png")
 
 
-def test_openais_client_streams_partial_images_and_then_the_picture(client, server):
+def test_openais_client_streams_partial_images_and_then_the_picture(client, video_pipeline):
     events = list(
         client.images.generate(
             prompt="a cat", size="16x16", stream=True, partial_images=2, extra_body=STEPS
@@ -121,7 +74,7 @@ def test_openais_client_streams_partial_images_and_then_the_picture(client, serv
     assert [event.partial_image_index for event in events[:2]] == [0, 1]
     shapes = {picture(event.b64_json).shape for event in events}
     assert shapes == {(16, 16, 3)}
-    wanted = server.pipeline(
+    wanted = video_pipeline(
         "a cat", seed=7, steps=4, solver="ddim", guidance=4.0, size=(16, 16)
     ).images[0]
     assert np.abs(picture(events[2].b64_json).astype(int) - wanted).max() <= 1
@@ -136,7 +89,7 @@ def test_other_formats_are_what_they_say(client, format_):
     assert file.format == format_.upper()
 
 
-def test_a_video_is_a_job_that_openais_client_follows(client):
+def test_a_video_is_a_job_that_openais_client_follows(client, server):
     with pytest.warns(DeprecationWarning, match="Sora"):  # noqa: PT031  of every call
         video = client.videos.create(
             prompt="a red car", size="16x16",
@@ -145,7 +98,7 @@ def test_a_video_is_a_job_that_openais_client_follows(client):
         assert (video.status, video.seconds) == ("queued", "0.75")
         with pytest.raises(openai.NotFoundError):
             client.videos.retrieve("video_0000")
-        until(lambda: client.videos.retrieve(video.id).status == "completed")
+        server.until(lambda: client.videos.retrieve(video.id).status == "completed")
         assert client.videos.retrieve(video.id).progress == 100
         data = client.videos.download_content(video.id).read()
         assert client.videos.list().data[0].id == video.id
@@ -163,7 +116,7 @@ def test_a_video_that_is_deleted_stops(server):
     early = httpx.get(f"{url}/content")
     assert (early.status_code, early.json()["error"]["code"]) == (409, "not_completed")
     assert httpx.delete(url).json()["deleted"] is True
-    until(lambda: server.metric("gentron_requests_running") == 0, 10)
+    server.until(lambda: server.metric("gentron_requests_running") == 0, 10)
 
 
 @pytest.mark.parametrize(
@@ -217,10 +170,12 @@ def test_closing_the_connection_cancels_a_whole_request_and_a_stream(server):
         connection.request("POST", "/v1/images/generations", json.dumps(body), head)
         if stream:
             assert connection.getresponse().read(10)
-        until(lambda: server.metric("gentron_requests_running") == 1, 20)
+        server.until(lambda: server.metric("gentron_requests_running") == 1, 20)
         connection.close()
-        until(lambda n=before: server.metric("gentron_requests_total", outcome="cancelled") > n, 10)
-        until(lambda: server.metric("gentron_requests_running") == 0, 10)
+        server.until(
+            lambda n=before: server.metric("gentron_requests_total", outcome="cancelled") > n, 10
+        )
+        server.until(lambda: server.metric("gentron_requests_running") == 0, 10)
 
 
 def test_a_client_that_does_not_read_holds_nobody_up(server):
@@ -258,7 +213,7 @@ def test_health_answers_while_pictures_are_drawn(server):
         target=post, args=(server, {"prompt": "a cat", "n": 4, "gentron": {"steps": 200}})
     )
     thread.start()
-    until(lambda: server.metric("gentron_requests_running") == 1)
+    server.until(lambda: server.metric("gentron_requests_running") == 1)
     times = []
     with httpx.Client() as one:
         for _ in range(20):

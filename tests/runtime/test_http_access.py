@@ -4,67 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
-import threading
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
-import uvicorn
 
 from gentron.runtime.http_access import Access
-from gentron.runtime.http_api import create_app
 from gentron.runtime.keys import Key, Keys, hash_of, new_key
-from gentron.runtime.metrics import Metrics
-from gentron.runtime.service import Service
 
 ANN, BOB = new_key(), new_key()
 SMALL = {"prompt": "a cat", "size": "16x16", "gentron": {"steps": 1, "seed": 1}}
 IMAGES = "/v1/images/generations"
-
-
-class Asked:
-    """An application on a free port; `log` are its records."""
-
-    def __init__(self, pipeline, access, **options):
-        self.metrics, self.log = Metrics(), []
-        self.app = create_app(lambda: Service(pipeline), self.metrics, [(16, 16)], access=access,
-                              **options)  # fmt: skip
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(self.app, log_level="warning", access_log=False)
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=lambda: self.server.run([self.socket]))
-
-    def __enter__(self):
-        self.thread.start()
-        end = time.monotonic() + 60
-        while not self.server.started or httpx.get(f"{self.url}/readyz").status_code != 200:
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        return self
-
-    def __exit__(self, *_):
-        self.server.should_exit = True
-        self.thread.join(30)
-        assert not self.thread.is_alive()
-
-    def ask(self, path=IMAGES, key=None, body=SMALL, method="POST", **headers):
-        head = {name.replace("_", "-"): value for name, value in headers.items()}
-        head |= {"authorization": f"Bearer {key}"} if key else {}
-        content = {"json": body} if method == "POST" else {}
-        return httpx.request(method, self.url + path, headers=head, timeout=60, **content)
-
-    def raw(self, data: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
-            connection.sendall(data)
-            found = b""
-            while part := connection.recv(65536):
-                found += part
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +25,14 @@ def key_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def locked(video_pipeline, key_file) -> Iterator[Asked]:
-    with Asked(video_pipeline, Access(key_file, None)) as asked:
+def locked(video_pipeline, key_file, listening):
+    with listening(video_pipeline, access=Access(key_file, None)) as asked:
         yield asked
 
 
 @pytest.fixture(scope="module")
-def open_to_all(video_pipeline) -> Iterator[Asked]:
-    with Asked(video_pipeline, Access()) as asked:
+def open_to_all(video_pipeline, listening):
+    with listening(video_pipeline, access=Access()) as asked:
         yield asked
 
 
@@ -264,12 +214,12 @@ def test_no_path_leads_to_a_file(open_to_all, path):
     assert b"set-cookie" not in found.split(b"\r\n\r\n")[0].lower()
 
 
-def test_prompts_are_not_logged_unless_asked_for(video_pipeline, caplog):
+def test_prompts_are_not_logged_unless_asked_for(video_pipeline, listening, caplog):
     caplog.set_level(logging.DEBUG)
     secret = "a very particular cat"
     for wanted in (False, True):
         caplog.clear()
-        with Asked(video_pipeline, Access(), log_prompts=wanted) as asked:
+        with listening(video_pipeline, access=Access(), log_prompts=wanted) as asked:
             assert asked.ask(body=SMALL | {"prompt": secret}).status_code == 200
             bad = asked.ask(body=SMALL | {"prompt": secret, "gentron": {"steps": 10**9}})
             assert bad.status_code == 400

@@ -88,6 +88,21 @@ def test_pictures_as_a_job_are_those_that_the_pipeline_draws(client, video_pipel
         file = Image.open(io.BytesIO(answer.content))
         assert np.abs(np.asarray(file).astype(int) - wanted.images[index]).max() <= 1
         assert json.loads(file.text["gentron"])["row_seed"] == 7 + index
+    whole = client.get(f"{path}/content")
+    size, tag = len(whole.content), whole.headers["etag"]
+    assert whole.headers["accept-ranges"] == "bytes"
+
+    def part(asked, **headers):
+        return client.get(f"{path}/content", headers={"range": asked, **headers})
+
+    middle = part("bytes=5-99", **{"if-range": tag})
+    assert (middle.status_code, middle.content) == (206, whole.content[5:100])
+    assert middle.headers["content-range"] == f"bytes 5-99/{size}"
+    assert part("bytes=-7").content == whole.content[-7:]
+    assert part("bytes=5-", **{"if-range": '"another"'}).content == whole.content
+    behind = part(f"bytes={size}-")
+    assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{size}")
+    assert f"the file has {size} bytes" in behind.json()["error"]["message"]
     assert client.get(f"{path}/content", params={"index": 2}).json()["error"]["param"] == "index"
     assert client.get("/v1/images").json()["data"][0]["id"] == job["id"]
     assert client.get(f"/v1/videos/{job['id']}").status_code == 400

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,6 @@ from gentron.runtime.keys import Key, Keys, hash_of, new_key
 EVIL = '<img src=x onerror="document.title=1"> <script>document.title=1</script> "a cat" & \'b\''
 DONE = "#status:text-is('Done.')"
 PLAYED = "async v => { await new Promise(r => setTimeout(r, 300)); return v.currentTime }"
-
-
-def until(ready: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def downloaded(tab: Any) -> Path:
@@ -64,14 +56,14 @@ def test_a_picture_is_watched_while_it_is_drawn_and_made_again_bit_by_bit(visit,
 def test_cancelling_ends_the_work_within_a_step(visit, draw, site):
     tab = visit()
     site.delay = 0.1
-    before = site.count("gentron_requests_total", outcome="cancelled")
+    before = site.metric("gentron_requests_total", outcome="cancelled")
     draw(tab, steps=400)
     tab.wait_for_selector("#scale i.done:nth-child(2)", state="attached")
     tab.keyboard.press("Escape")
-    at = site.count("gentron_step_seconds_count")
+    at = site.metric("gentron_step_seconds_count")
     tab.wait_for_selector("#status:text-is('Cancelled.')")
-    until(lambda: site.count("gentron_requests_total", outcome="cancelled") == before + 1, 5)
-    assert site.count("gentron_step_seconds_count") - at <= 2
+    site.until(lambda: site.metric("gentron_requests_total", outcome="cancelled") == before + 1, 5)
+    assert site.metric("gentron_step_seconds_count") - at <= 2
     assert tab.inner_text("#made-title") == "Nothing made here yet"
     assert tab.locator("#draw").is_visible()
 
