@@ -80,6 +80,11 @@ def emoji(
               help="Names the run's files, so that a folder can hold several.")  # fmt: skip
 @click.option("--start", default="denoiser", show_default=True,
               help="The run to go on from: the image run, or another --run.")  # fmt: skip
+@click.option(
+    "--teacher",
+    metavar="RUN",
+    help="Learn images from this run's model, to keep what it draws [from the data].",
+)
 @click.option("--pool-images", type=click.IntRange(min=512), help="Scenes encoded once.")
 @click.option("--clips", type=click.IntRange(min=64), help="Clips encoded once.")
 @click.option("--image-share", type=click.FloatRange(0, 1), metavar="S",
@@ -89,6 +94,9 @@ def emoji(
               help="Share of clips whose frames see only themselves [0.15].")  # fmt: skip
 @click.option("--rate", type=click.FloatRange(0, min_open=True),
               help="Learning rate while it is held [0.0005].")  # fmt: skip
+@click.option("--lead", type=click.IntRange(min=0), metavar="N",
+              help="Of the steps, the first ones: only the ends of clips, forwards and backwards; "
+              "0 to go on from a model that moves [300].")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of clips, noise and new layers.")  # fmt: skip
 @click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")
@@ -100,12 +108,14 @@ def video(
     device: str | None,
     run_name: str,
     start: str,
+    teacher: str | None,
     pool_images: int | None,
     clips: int | None,
     image_share: float | None,
     steps: int | None,
     motion_free: float | None,
     rate: float | None,
+    lead: int | None,
     seed: int,
     font: Path | None,
     threads: int | None,
@@ -127,6 +137,7 @@ def video(
         "steps": steps,
         "motion_free": motion_free,
         "rate": rate,
+        "lead": lead,
     }
     wanted = replace(
         VIDEO_RECIPES[size], seed=seed, **{n: v for n, v in given.items() if v is not None}
@@ -139,6 +150,7 @@ def video(
         compile=not no_compile,
         name=run_name,
         start=start,
+        teacher=teacher,
     )
     click.echo(str(folder / f"checkpoint-{run_name}"))
 

@@ -82,11 +82,13 @@ class Denoiser(nn.Module):
         row_text: Tensor | None,
         row_motion_free: Tensor | None,
         text_tables: list[tuple[Tensor, Tensor]],
+        frame_places: Tensor | None = None,
     ) -> Tensor:
         """Raw network output per row, float32 [R, F, C, h, w].
 
         latents [R, F, C, h, w]; modulation [T, depth, 6, D]; final_modulation [T, 2, D]; one pair
-        (text_kv [U, blocks_i, 2, heads, L_i, d], text_bias [U, 1, 1, L_i]) per encoder.
+        (text_kv [U, blocks_i, 2, heads, L_i, d], text_bias [U, 1, 1, L_i]) per encoder;
+        frame_places [F], 0 to F - 1 unless told.
         """
         config, dtype = self.config, self.patchify.weight.dtype
         p = config.patch
@@ -108,7 +110,9 @@ class Denoiser(nn.Module):
         motion = None
         if config.temporal:
             assert row_motion_free is not None
-            code = self._frame_code(frames, latents.device).to(dtype)
+            if frame_places is None:
+                frame_places = torch.arange(frames, device=latents.device)
+            code = frame_code(frame_places, config.width).to(dtype)
             motion = code, motion_bias(row_motion_free, frames, dtype)
         for index, block in enumerate(self.blocks):
             text = None
@@ -123,10 +127,6 @@ class Denoiser(nn.Module):
         shift, scale = final_modulation.index_select(0, row_modulation)[:, :, None, None].unbind(1)
         out = self.final(modulate(layer_norm(at_least_float32(x)), shift, scale))
         return rearrange(out, "r f (y x) (p q c) -> r f c (y p) (x q)", p=p, q=p, y=height, x=width)
-
-    def _frame_code(self, frames: int, device: torch.device) -> Tensor:
-        places = torch.arange(frames, device=device)
-        return sinusoid(places, self.config.width)[:, None]  # [F, 1, D]
 
     def forward(
         self,
@@ -165,6 +165,11 @@ class Denoiser(nn.Module):
         next_state = (update @ terms.flatten(2)).reshape(state.shape)
         bad = next_state.flatten(1).isfinite().logical_not().any(dim=1)
         return next_state, bad
+
+
+def frame_code(places: Tensor, width: int) -> Tensor:
+    """What tells a frame's place in its clip: places [F] -> [F, 1, D], sinusoids."""
+    return sinusoid(places, width)[:, None]
 
 
 def motion_bias(row_motion_free: Tensor, frames: int, dtype: torch.dtype) -> Tensor:

@@ -63,16 +63,18 @@ class GenTron(nn.Module):
         pooled: Tensor | None = None,
         motion_free: Tensor | None = None,
         size: Tensor | None = None,
+        frame_places: Tensor | None = None,
     ) -> Tensor:
         """Prediction for each row: latents [R, F, C, h, w], timesteps [R], texts [R, L_i, W_i],
-        size [R, 2], height and width in pixels."""
+        size [R, 2], height and width in pixels; frame_places [F] is where the frames stand in
+        their clip, 0 to F - 1 unless told."""
         rows = torch.arange(latents.shape[0], device=latents.device)
         modulation, final_modulation = self.conditioner(timesteps, pooled, size)
         tables = [] if self.config.injection == "adaln" else self.text_projection(hidden, mask)
         if self.config.temporal and motion_free is None:
             motion_free = torch.zeros_like(rows, dtype=torch.bool)
         return self.denoiser.predict(
-            latents, modulation, final_modulation, rows, rows, motion_free, tables
+            latents, modulation, final_modulation, rows, rows, motion_free, tables, frame_places
         )
 
 

@@ -50,6 +50,13 @@ RECIPE = {  # keys of the provenance
     "video_motion_free": "share of clips that are motion-free",
     "seed": "seed",
 }
+GOING_ON = {  # the same of the video runs that went on from there, behind the run's name
+    "steps": "steps on pictures and clips together",
+    "lead": "of these, the first ones, on the ends of clips alone",
+    "image_share": "share of the others that see pictures",
+    "teacher": "run whose model taught pictures",
+    "clips": "clips in the pool",
+}
 
 
 def write_card(
@@ -106,7 +113,16 @@ def training_text(provenance: Mapping[str, Any], hours: float | None, hardware: 
         took = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} minutes"
     rows = [["", ""], ["hardware", hardware], ["time, without drawing the pool", took]]
     rows += [[label, f"{provenance[key]:,}"] for key, label in RECIPE.items() if key in provenance]
+    own = [key.removesuffix("_motion_free") for key in provenance if key.endswith("_motion_free")]
+    for run in own:
+        for key, label in GOING_ON.items():
+            if run != "video" and f"{run}_{key}" in provenance:
+                rows.append([f"`{run}`: {label}", _shown(provenance[f"{run}_{key}"])])
     return markdown(rows, left=2)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 def scores_text(report: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ import math
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,10 +24,20 @@ MOTIONS = {
     "shrinking": "shrinking",
     "bouncing": "bouncing",
 }
+# What a clip shows that is run backwards.
+OPPOSITES = {
+    "left": "right",
+    "right": "left",
+    "up": "down",
+    "down": "up",
+    "growing": "shrinking",
+    "shrinking": "growing",
+}
 STILL = "standing still"
 STILL_SHARE = 0.08
 HELD_OUT = 2  # motions of each noun that no caption of it has
-TURN = (0.5, 1.0)  # of a full turn, for what rotates
+TURN = 0.25  # of a full turn clockwise, for what rotates
+TURN_SHARE = 2.0  # clips that rotate for one of any other motion: every noun has to be seen askew
 TRAVEL = (0.28, 0.45)  # of the picture's side, from the first frame to the last
 
 
@@ -44,6 +54,20 @@ def held_out_motions(noun: str) -> frozenset[str]:
     """Motions that this noun never makes in training: kept for judging unseen pairs."""
     generator = random.Random(zlib.crc32(f"motion {noun}".encode()))
     return frozenset(generator.sample(list(MOTIONS), HELD_OUT))
+
+
+def backwards(clip: Clip, name: str) -> Clip | None:
+    """The clip from its last frame to its first, and what that shows; None if that is no motion
+    of its own, or one that this noun, called `name`, never makes in training."""
+    if clip.motion not in OPPOSITES:
+        return None
+    motion = OPPOSITES[clip.motion]
+    if motion in held_out_motions(name):
+        return None
+    subject = f"{article(name)} {MOTIONS[clip.motion]}"
+    caption = f"{article(name)} {MOTIONS[motion]}" + clip.caption.removeprefix(subject)
+    frames = tuple(replace(scene, caption=caption) for scene in clip.frames[::-1])
+    return replace(clip, frames=frames, caption=caption, motion=motion)
 
 
 def draw_clip(clip: Clip, sprites: torch.Tensor) -> torch.Tensor:
@@ -67,7 +91,9 @@ class ClipSampler:
         name = self.names[noun]
         motion = None
         if r.random() >= STILL_SHARE:
-            motion = r.choice([m for m in MOTIONS if m not in held_out_motions(name)])
+            made = [m for m in MOTIONS if m not in held_out_motions(name)]
+            shares = [TURN_SHARE if m == "rotating" else 1.0 for m in made]
+            motion = r.choices(made, shares)[0]
         background = "white"
         if r.random() >= 0.3:
             background = r.choice([c for c in COLORS if c != held_out_color(name)])
@@ -91,7 +117,11 @@ class ClipSampler:
 
 
 def _path(r: random.Random, motion: str | None, count: int) -> list[tuple[float, ...]]:
-    """(size, x, y, angle in radians) of every frame; at constant speed unless it bounces."""
+    """(size, x, y, angle in radians) of every frame; at constant speed unless it bounces.
+
+    A caption says which way everything goes: of a turn either way, or a bounce from any height, the
+    mean is a thing that stands still, and that is what a small model learns.
+    """
     shares = [k / max(1, count - 1) for k in range(count)]  # 0 to 1
     size, travel = r.uniform(0.45, 0.62), r.uniform(*TRAVEL)
     slack = (1 - size) / 2
@@ -104,7 +134,7 @@ def _path(r: random.Random, motion: str | None, count: int) -> list[tuple[float,
         start, end = (near, far) if motion == "down" else (far, near)
         return [(size, x, start + (end - start) * s, 0.0) for s in shares]
     if motion == "rotating":
-        turn = 2 * math.pi * r.uniform(*TURN) * r.choice((-1, 1))
+        turn = 2 * math.pi * TURN
         return [(size, x, y, turn * s) for s in shares]
     if motion in ("growing", "shrinking"):
         small, large = r.uniform(0.3, 0.4), r.uniform(0.75, 0.95)
@@ -112,8 +142,5 @@ def _path(r: random.Random, motion: str | None, count: int) -> list[tuple[float,
         return [(start + (end - start) * s, 0.5, 0.5, 0.0) for s in shares]
     if motion == "bouncing":
         floor, height = 1 - size / 2 - 0.04, r.uniform(0.25, 0.4)
-        times, begin = r.choice((1, 2)), r.random()
-        # Two parabolas at most: up and down, and never through the floor.
-        phases = [(begin + s * times) % 1 for s in shares]
-        return [(size, x, floor - height * 4 * p * (1 - p), 0.0) for p in phases]
+        return [(size, x, floor - height * 4 * s * (1 - s), 0.0) for s in shares]
     return [(size, x, y, 0.0) for _ in shares]

@@ -129,9 +129,14 @@ def flow_loss(
     batch: int,
     seed: int,
     times: tuple[float, float] = (0.0, 1.0),
+    teacher: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Squared error of the velocity `noise - x0` at `x_t = (1 - t) x0 + t noise`; t is the sigmoid
-    of a normal variable with mean and deviation `times`."""
+    """Squared error of the velocity `noise - x0`, or of a teacher's, at `x_t = (1 - t) x0 + t
+    noise`; t is the sigmoid of a normal variable with mean and deviation `times`.
+
+    The mean of the velocities that data give for one x_t is what a network learns. Single ones lie
+    far around it, a teacher's is its estimate, so there is far less noise in the gradient.
+    """
     device = pool.latents.device
     generator = torch.Generator(device).manual_seed(seed)
     rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
@@ -141,9 +146,14 @@ def flow_loss(
     noisy = torch.lerp(clean, noise, t[:, None, None, None])
     drop = torch.rand(batch, generator=generator, device=device) < TEXT_DROPOUT
     hidden, mask, pooled = captions(pool, rows, drop, null)
+    given = noisy[:, None], t * FLOW_TIMESTEPS, [hidden], [mask], pooled
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        velocity = forward(noisy[:, None], t * FLOW_TIMESTEPS, [hidden], [mask], pooled)
-    return F.mse_loss(velocity[:, 0].float(), noise - clean)
+        velocity = forward(*given)[:, 0].float()
+        if teacher is None:
+            return F.mse_loss(velocity, noise - clean)
+        with torch.no_grad():
+            taught = teacher(*given)[:, 0].float()
+    return F.mse_loss(velocity, taught)
 
 
 def sigmoid_normal(count: int, times: tuple[float, float], generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gentron.train.autoencoder import memory_format
-from gentron.train.clips import FRAMES, ClipSampler, draw_clip
+from gentron.train.clips import FRAMES, Clip, ClipSampler, backwards, draw_clip
 from gentron.train.scenes import SceneSampler, draw
 from gentron.train.text import FrozenText
 
@@ -41,6 +41,16 @@ class ClipPool:
     hidden: Tensor  # [K, L, W] float16
     mask: Tensor  # [K, L] int64
     pooled: Tensor  # [K, W] float16
+
+
+@dataclass(frozen=True)
+class Backwards:
+    """What clips of a pool show when they are run backwards."""
+
+    rows: Tensor  # [P] int64, of the pool
+    hidden: Tensor  # [P, L, W] float16
+    mask: Tensor  # [P, L] int64
+    pooled: Tensor  # [P, W] float16
 
 
 @torch.inference_mode()
@@ -93,9 +103,7 @@ def build_clip_pool(
     """
 
     def chunk(index: int) -> dict[str, Tensor]:
-        sampler = ClipSampler(names, seed)
-        sampler.random.seed(f"clips {seed} {index}")
-        clips = sampler.sample(CLIPS_CHUNK)
+        clips = _clips(names, seed, index)
         latents = []
         for start in range(0, CLIPS_CHUNK, 16):
             frames = torch.cat([draw_clip(c, sprites) for c in clips[start : start + 16]])
@@ -106,6 +114,33 @@ def build_clip_pool(
     raw = joined.pop("latents").float()
     normalised = (raw - images.mean[:, None, None]) / images.std[:, None, None]
     return ClipPool(latents=normalised.half(), **joined)
+
+
+@torch.inference_mode()
+def build_backwards(
+    folder: Path,
+    names: list[str],
+    text: FrozenText,
+    *,
+    count: int,
+    seed: int,
+    device: torch.device,
+) -> Backwards:
+    """The captions of the clips that `build_clip_pool` drew with this count and seed, backwards."""
+
+    def chunk(index: int) -> dict[str, Tensor]:
+        turned = [backwards(clip, names[clip.noun]) for clip in _clips(names, seed, index)]
+        rows = [k for k, clip in enumerate(turned) if clip is not None]
+        captions = [clip.caption for clip in turned if clip is not None]
+        return {"rows": torch.tensor(rows) + index * CLIPS_CHUNK, **embed(text, captions)}
+
+    return Backwards(**chunked(folder / "backwards", count // CLIPS_CHUNK, chunk, device))
+
+
+def _clips(names: list[str], seed: int, index: int) -> list[Clip]:
+    sampler = ClipSampler(names, seed)
+    sampler.random.seed(f"clips {seed} {index}")
+    return sampler.sample(CLIPS_CHUNK)
 
 
 def statistics(file: Path, raw: Tensor) -> tuple[Tensor, Tensor]:

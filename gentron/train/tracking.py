@@ -31,7 +31,7 @@ LEAST = {
     "travel": TRAVEL[0] / 2,  # of the picture's side
     "bounce": 0.25 / 2,  # of the picture's side, between highest and lowest
     "growth": math.log(0.75 / 0.4) / 2,  # log of the ratio of sizes
-    "turn": 2 * math.pi * TURN[0] / 2,  # radians
+    "turn": 2 * math.pi * TURN / 2,  # radians
 }
 
 

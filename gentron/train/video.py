@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from gentron.config import GenTronConfig
 from gentron.model import GenTron
+from gentron.model.denoiser import frame_code
 from gentron.train.checkpointing import Run
 from gentron.train.clips import FRAMES
 from gentron.train.denoiser import (
@@ -28,7 +30,7 @@ from gentron.train.denoiser import (
     flow_loss,
     sigmoid_normal,
 )
-from gentron.train.pools import ClipPool, LatentPool, captions
+from gentron.train.pools import Backwards, ClipPool, LatentPool, captions
 
 MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
 NAME = "video"
@@ -38,6 +40,20 @@ NAME = "video"
 # its first step. What trains below that may learn to read the direction off the noise instead.
 CLIP_TIMES = (2.5, 1.5)
 IMAGE_TIMES = (0.8, 1.2)
+# Of images learned from a teacher: what lies between two networks is a tenth of what lies between a
+# network and the data, and would be lost in the noise of the clips' gradients.
+TEACHER_WEIGHT = 4.0
+# The lead: what comes before whole clips are shown. Motion is a frame's place times a word of the
+# caption, a product of two signals that are worthless alone, so a network that hardly hears its
+# frame codes finds nothing to follow. The codes get room in the tokens first, and what is shown
+# differs as much as it can: the two ends of a clip, and the same clip backwards.
+LEAD_TIMES = (4.0, 1.0)
+LEAD_RATE = 1e-3
+LEAD_BATCH = 8  # clips, and each of them backwards
+CODE_BLOCKS = slice(0, 3, 2)
+CODE_DIRECTIONS = 5  # those in which the codes of 8 frames differ
+# Where `caption_gap` compares: sampling is about to decide where things go.
+GAP_TIME = 0.98
 
 
 def video_config(image: GenTronConfig, *, frames: int = FRAMES, most: int = 16) -> GenTronConfig:
@@ -58,6 +74,78 @@ def from_image_model(config: GenTronConfig, image: dict[str, Tensor]) -> GenTron
             state[name] = image[name]
     model.load_state_dict(state)
     return model
+
+
+@torch.no_grad()
+def make_room_for_frame_codes(model: GenTron, frames: int, seed: int) -> None:
+    """Lets the frame codes into the tokens of `CODE_BLOCKS` at their full size, in place: a few
+    value channels read the directions in which the codes differ, and the output passes them on
+    along directions drawn by lot."""
+    generator = torch.Generator().manual_seed(seed)
+    width = model.config.width
+    codes = frame_code(torch.arange(frames), width)[:, 0]
+    count = min(CODE_DIRECTIONS, frames - 1)
+    directions = torch.linalg.svd(codes - codes.mean(0), full_matrices=False).Vh[:count]
+    for block in model.denoiser.blocks[CODE_BLOCKS]:
+        temporal = block.temporal
+        onto = torch.linalg.qr(torch.randn(width, count, generator=generator)).Q
+        temporal.to_v.weight[:count] = directions.to(temporal.to_v.weight)
+        temporal.to_v.bias[:count] = 0
+        temporal.to_out.weight[:, :count] = onto.to(temporal.to_out.weight)
+
+
+def ends_loss(
+    forward: Callable[..., Tensor],
+    pool: ClipPool,
+    turned: Backwards,
+    batch: int,
+    seed: int,
+) -> Tensor:
+    """`flow_loss` of the first and the last frame of clips, and of the same clips backwards.
+
+    A clip and its opposite get the same time and noise, so that what the two have in common cancels
+    and what is left is the word that tells them apart. Nothing is dropped.
+    """
+    device = pool.latents.device
+    generator = torch.Generator(device).manual_seed(seed)
+    chosen = torch.randint(len(turned.rows), (batch,), generator=generator, device=device)
+    rows = turned.rows[chosen]
+    last = pool.latents.shape[1] - 1
+    ends = pool.latents[rows][:, [0, last]].float()  # [R, 2, C, h, w]
+    t = sigmoid_normal(batch, LEAD_TIMES, generator).repeat(2)
+    noise = torch.randn(ends.shape, generator=generator, device=device).repeat(2, 1, 1, 1, 1)
+    clean = torch.cat([ends, ends.flip(1)])
+    noisy = torch.lerp(clean, noise, t[:, None, None, None, None])
+    hidden = torch.cat([pool.hidden[rows], turned.hidden[chosen]]).float()
+    mask = torch.cat([pool.mask[rows], turned.mask[chosen]])
+    pooled = torch.cat([pool.pooled[rows], turned.pooled[chosen]]).float()
+    places = torch.tensor([0, last], device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        velocity = forward(noisy, t * FLOW_TIMESTEPS, [hidden], [mask], pooled, frame_places=places)
+    return F.mse_loss(velocity.float(), noise - clean)
+
+
+@torch.no_grad()
+def caption_gap(
+    forward: Callable[..., Tensor], pool: ClipPool, turned: Backwards, count: int = 16
+) -> float:
+    """By what share the loss of clips is larger with the caption of the opposite motion, where
+    sampling begins; 0 for a network that draws no direction from its captions."""
+    device = pool.latents.device
+    rows, count = turned.rows[:count], min(count, len(turned.rows))
+    clean = pool.latents[rows].float()
+    generator = torch.Generator(device).manual_seed(0)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    t = torch.full((count,), GAP_TIME, device=device)
+    losses = []
+    for texts, of in ((pool, rows), (turned, torch.arange(count, device=device))):
+        hidden, mask, pooled = texts.hidden[of].float(), texts.mask[of], texts.pooled[of].float()
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            velocity = forward(
+                torch.lerp(clean, noise, GAP_TIME), t * FLOW_TIMESTEPS, [hidden], [mask], pooled
+            )
+        losses.append(F.mse_loss(velocity.float(), noise - clean))
+    return round(float(losses[1] / losses[0]) - 1, 4)
 
 
 def clip_loss(
@@ -93,9 +181,12 @@ def train_video(
     start: dict[str, Tensor],
     images: LatentPool,
     clips: ClipPool,
+    turned: Backwards,
     null: tuple[Tensor, Tensor, Tensor],
     *,
     steps: int,
+    lead: int = 0,
+    teacher: Callable[..., Tensor] | None = None,
     image_batch: int = 64,
     clip_batch: int = 8,
     image_share: float = 0.4,
@@ -107,15 +198,23 @@ def train_video(
     on_snapshot: Callable[[GenTron, int], None] = lambda model, step: None,
     snapshot_every: float = 600.0,
     name: str = NAME,
+    provenance: Mapping[str, Any] | None = None,
 ) -> GenTron:
     """Trains, or resumes, for `steps` in all; returns the averaged (EMA) network.
 
     `name` is that of the run's files in `folder`. `start` is the state of the model that it
-    starts from. Every step is an image batch with probability `image_share`, else a batch of clips.
+    starts from. With a teacher, called as the model is, images are learned from what it says and
+    not from the data. The first `lead` steps are `ends_loss`; then every step is an image batch
+    with probability `image_share`, else a batch of clips. The log has `caption_gap` and the losses
+    since the line before; with a teacher, that of images is the squared distance from it. The state
+    keeps `provenance`, for the runs that go on from this one.
     """
     run, device = Run(folder, name), images.latents.device
     torch.manual_seed(seed)
-    model = from_image_model(config, start).to(device)
+    model = from_image_model(config, start)
+    if lead:
+        make_room_for_frame_codes(model, clips.latents.shape[1], seed)
+    model = model.to(device)
     averaged = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01
@@ -132,16 +231,18 @@ def train_video(
     first, windows = step, ([], [])
     while step < steps:
         for group in optimizer.param_groups:
-            group["lr"] = _rate(step, steps, peak_rate)
+            group["lr"] = _rate(step, steps, peak_rate, lead)
         turn = torch.Generator().manual_seed(seed * 7_000_003 + step)
-        is_image = float(torch.rand((), generator=turn)) < image_share
+        is_image = step >= lead and float(torch.rand((), generator=turn)) < image_share
         lot = seed * 1_000_003 + step
-        if is_image:
-            loss = flow_loss(model, images, null, image_batch, lot, IMAGE_TIMES)
+        if step < lead:
+            loss = ends_loss(model, clips, turned, LEAD_BATCH, lot)
+        elif is_image:
+            loss = flow_loss(model, images, null, image_batch, lot, IMAGE_TIMES, teacher)
         else:
             loss = clip_loss(model, clips, null, clip_batch, motion_free, lot)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * TEACHER_WEIGHT if is_image and teacher else loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         decay = min(ema_decay, (1 + step) / (10 + step))
@@ -151,7 +252,8 @@ def train_video(
         if step % 50 == 0 or step == steps:
             rate = (time.monotonic() - started) / (step - first)
             clip_mean, image_mean = (_mean(window) for window in windows)
-            run.log(step=step, loss=clip_mean, image_loss=image_mean,
+            gap = caption_gap(averaged, clips, turned)
+            run.log(step=step, loss=clip_mean, image_loss=image_mean, caption_gap=gap,
                     seconds_per_step=round(rate, 4))  # fmt: skip
             for window in windows:
                 window.clear()
@@ -163,6 +265,7 @@ def train_video(
                     "model": model.state_dict(),
                     "averaged": averaged.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "provenance": dict(provenance or {}),
                 }
             )
         if time.monotonic() - snapshot_at > snapshot_every or step == steps:
@@ -175,8 +278,11 @@ def _mean(losses: list[Tensor]) -> float | None:
     return round(float(torch.stack(losses).mean()), 4) if losses else None
 
 
-def _rate(step: int, total: int, peak: float) -> float:
-    """Warm up over 100 steps, hold, then fall linearly to 3 % over the last half."""
-    warm = min(1.0, (step + 1) / 100)
+def _rate(step: int, total: int, peak: float, lead: int) -> float:
+    """Warm up over 50 steps, hold, then fall linearly to 3 % over the last half; of its own in
+    the lead."""
+    warm = min(1.0, (step + 1) / 50)
+    if step < lead:
+        return LEAD_RATE * warm
     left = (total - step) / (total / 2)
     return peak * warm * max(0.03, min(1.0, left))

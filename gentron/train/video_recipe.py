@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from gentron.presets import EMOJI
 from gentron.train.checkpoint import write_checkpoint
 from gentron.train.checkpointing import Run
 from gentron.train.clips import FRAMES
-from gentron.train.denoiser import FLOW_TIMESTEPS, IMAGE_RUN, noise_levels
-from gentron.train.pools import build_clip_pool
+from gentron.train.denoiser import FLOW_TIMESTEPS, IMAGE_RUN, compile_blocks, noise_levels
+from gentron.train.pools import build_backwards, build_clip_pool
 from gentron.train.recipe import (
     NOTES,
     Recipe,
@@ -29,7 +30,13 @@ from gentron.train.recipe import (
     prepare,
     save_grid,
 )
-from gentron.train.video import MOTION_FREE, NAME, train_video, video_config
+from gentron.train.video import (
+    MOTION_FREE,
+    NAME,
+    from_image_model,
+    train_video,
+    video_config,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +65,7 @@ class VideoRecipe:
     image_share: float = 0.4  # of the steps; the others see clips
     motion_free: float = MOTION_FREE
     rate: float = 5e-4  # the learning rate while it is held
+    lead: int = 300  # steps before clips are shown, see `video.ends_loss`
     seed: int = 0
 
 
@@ -77,21 +85,19 @@ def train_emoji_video(
     compile: bool = True,
     name: str = NAME,
     start: str = IMAGE_RUN,
+    teacher: str | None = None,
 ) -> None:
     """Goes on from the run `start` in `folder`, the image run or an earlier one of this kind;
-    writes FOLDER/checkpoint-NAME and grids of frames.
+    writes FOLDER/checkpoint-NAME and grids of frames. `teacher` is a run too: the one whose model
+    images are learned from.
 
-    Raises RequestError if that run is not there or not finished, or has the same name.
+    Raises RequestError if a run is not there or not finished, or if `name` is one of them.
     """
-    if name == start:
-        raise RequestError("run", f"{name!r} is where it starts from; choose another --run")
+    if name in (start, teacher):
+        raise RequestError("run", f"{name!r} is a run that this one needs; choose another --run")
     device = device or best_device()
-    there = (folder / f"{start}.pt").is_file() and (folder / NOTES).is_file()
-    state = Run(folder, start).load(device) if there else None
-    if state is None or state["step"] < state["steps"]:
-        asked = "no finished image model" if start == IMAGE_RUN else f"no finished run {start!r}"
-        again = "emoji" if start == IMAGE_RUN else f"video --run {start}"
-        raise RequestError("folder", f"{folder}: {asked}; run: gentron-train {again}")
+    state = _finished(folder, start, device)
+    taught = _taught(_finished(folder, teacher, device), compile) if teacher else None
     images = Recipe(**json.loads((folder / NOTES).read_text("utf-8")))
     ready = prepare(
         folder,
@@ -103,22 +109,26 @@ def train_emoji_video(
     log.info("clips: %d of %d frames", recipe.clips, FRAMES)
     clips = build_clip_pool(folder, ready.autoencoder, ready.sprites, ready.names, ready.text,
                             ready.pool, count=recipe.clips, seed=recipe.seed)  # fmt: skip
+    turned = build_backwards(folder, ready.names, ready.text, count=recipe.clips,
+                             seed=recipe.seed, device=device)  # fmt: skip
     watched = ready.text(list(WATCHED))
+
+    provenance = {
+        "recipe": "gentron-train emoji, gentron-train video",
+        **vars(images),
+        **{k: v for k, v in state.get("provenance", {}).items() if k != "recipe"},
+        **{f"{name}_{key}": value for key, value in vars(recipe).items()},
+        **({f"{name}_teacher": teacher} if teacher else {}),
+        f"{name}_hardware": hardware(device),
+    }
 
     def snapshot(model: GenTron, step: int) -> None:
         latents = sample_clips(model, watched, ready.null, seed=recipe.seed)
         frames = decode(ready.autoencoder, latents.flatten(0, 1), ready.pool)
         save_grid(frames, folder / f"{name}-grids" / f"{step:06}.png", columns=FRAMES)
-        provenance = {
-            "recipe": "gentron-train emoji, gentron-train video",
-            **vars(images),
-            **{k: v for k, v in state.get("provenance", {}).items() if k != "recipe"},
-            **{f"{name}_{key}": value for key, value in vars(recipe).items()},
-            f"{name}_steps": step,
-            f"{name}_hardware": hardware(device),
-        }
         write_checkpoint(folder / f"checkpoint-{name}", model, ready.autoencoder, ready.pool,
-                         ready.text, provenance=provenance, config=model.config)  # fmt: skip
+                         ready.text, provenance={**provenance, f"{name}_steps": step},
+                         config=model.config)  # fmt: skip
 
     log.info("%s: %d steps", name, recipe.steps)
     train_video(
@@ -127,8 +137,11 @@ def train_emoji_video(
         state["averaged"],
         ready.pool,
         clips,
+        turned,
         ready.null,
         steps=recipe.steps,
+        lead=recipe.lead,
+        teacher=taught,
         image_batch=recipe.image_batch,
         image_share=recipe.image_share,
         clip_batch=recipe.clip_batch,
@@ -138,7 +151,29 @@ def train_emoji_video(
         compile=compile,
         on_snapshot=snapshot,
         name=name,
+        provenance=provenance,
     )
+
+
+def _finished(folder: Path, name: str, device: torch.device) -> dict[str, Any]:
+    """What a finished run has saved."""
+    there = (folder / f"{name}.pt").is_file() and (folder / NOTES).is_file()
+    state = Run(folder, name).load(device) if there else None
+    if state is None or state["step"] < state["steps"]:
+        asked = "no finished image model" if name == IMAGE_RUN else f"no finished run {name!r}"
+        again = "emoji" if name == IMAGE_RUN else f"video --run {name}"
+        raise RequestError("folder", f"{folder}: {asked}; run: gentron-train {again}")
+    return state
+
+
+def _taught(state: dict[str, Any], compile: bool) -> GenTron:
+    """The averaged network of a run, to learn from; an image run's draws every frame for itself."""
+    averaged = state["averaged"]
+    model = from_image_model(video_config(EMOJI.transformer), averaged)
+    model = model.to(next(iter(averaged.values())).device).eval()
+    if compile:
+        compile_blocks(model)
+    return model
 
 
 @torch.inference_mode()

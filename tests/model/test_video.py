@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gentron.config import GenTronConfig
 from gentron.model import GenTron
-from gentron.model.denoiser import motion_bias
-from gentron.model.layers import TemporalAttention, layer_norm, sinusoid
+from gentron.model.denoiser import frame_code, motion_bias
+from gentron.model.layers import TemporalAttention, layer_norm
 from gentron.presets import preset
 
 MakeModel = Callable[[GenTronConfig], GenTron]
@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 
 TINY, VIDEO = preset("tiny").transformer, preset("tiny-video").transformer
 FRAMES = 4
+CODE = frame_code(torch.arange(FRAMES), VIDEO.width).double()
 
 
 # --- the layer ---
@@ -45,10 +46,6 @@ def tokens(frames: int = FRAMES) -> Tensor:
     return torch.randn(2, frames, 6, VIDEO.width, dtype=torch.float64, generator=generator)
 
 
-def frame_code(frames: int = FRAMES) -> Tensor:
-    return sinusoid(torch.arange(frames), VIDEO.width)[:, None].double()
-
-
 def linear(layer: torch.nn.Linear, x: Array) -> Array:
     return np.asarray(x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy())
 
@@ -60,7 +57,7 @@ def free(*rows: bool, frames: int = FRAMES) -> Tensor:
 def test_temporal_attention_is_softmax_over_frames_of_one_place(layer: TemporalAttention) -> None:
     """Equation 4 for each row, place and head; the frame codes are in queries and keys, and in the
     values, if at all, as the difference to that of the frame that asks."""
-    x, code = tokens(), frame_code()
+    x, code = tokens(), CODE
     with torch.no_grad():
         ours = layer(x, code, free(False, False)).numpy()
     placed, heads, width = x.numpy() + code.numpy(), VIDEO.heads, VIDEO.head_width
@@ -86,7 +83,7 @@ def test_frames_that_are_alike_know_which_they_are_if_codes_are_in_the_values(
     """All there is to tell them apart at the start of sampling, where every frame is noise."""
     x = tokens()[:, :1].expand(-1, FRAMES, -1, -1)
     with torch.no_grad():
-        out = layer(x, frame_code(), free(False, False))
+        out = layer(x, CODE, free(False, False))
     spread = float((out - out[:, :1]).abs().max())
     if layer.frame_values:
         assert spread > 1
@@ -99,8 +96,8 @@ def test_motion_free_attention_is_one_map_for_every_token(layer: TemporalAttenti
     x = tokens()
     expected = linear(layer.to_out, linear(layer.to_v, x.numpy()))
     with torch.no_grad():
-        ours = layer(x, frame_code(), free(True, True)).numpy()
-        alone = layer(x[:, :1], frame_code(1), free(False, False, frames=1)).numpy()
+        ours = layer(x, CODE, free(True, True)).numpy()
+        alone = layer(x[:, :1], CODE[:1], free(False, False, frames=1)).numpy()
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(alone, expected[:, :1], rtol=0, atol=1e-12)  # F = 1 is that map too
@@ -185,6 +182,25 @@ def test_the_order_of_frames_matters_only_with_motion(
     assert difference[1] > 100 * TAIL  # the frame code
 
 
+def test_frames_may_be_some_of_a_clip_at_their_places(
+    random_model: MakeModel, random_inputs: MakeInputs
+) -> None:
+    """Frames carry their places with them, so their order is free; which places counts."""
+    model, inputs = random_model(VIDEO), random_inputs(VIDEO, frames=FRAMES)
+
+    def at(chosen: list[int], places: list[int] | None) -> Tensor:
+        where = None if places is None else torch.tensor(places)
+        with torch.no_grad():
+            found: Tensor = model(inputs.latents[:, chosen], inputs.timesteps, inputs.hidden,
+                                  inputs.mask, inputs.pooled, frame_places=where)  # fmt: skip
+        return found
+
+    plain, order = at([0, 1, 2, 3], None), [2, 0, 3, 1]
+    assert torch.equal(at([0, 1, 2, 3], [0, 1, 2, 3]), plain)
+    torch.testing.assert_close(at(order, order), plain[:, order], rtol=0, atol=10 * TAIL)
+    assert (at([0, 3], [0, 3]) - at([0, 3], [0, 1])).abs().max() > 100 * TAIL
+
+
 @pytest.mark.parametrize("motion_free", [True, False])
 def test_a_video_model_fresh_from_an_image_model_draws_its_frames(
     motion_free: bool, random_model: MakeModel, random_inputs: MakeInputs
@@ -221,7 +237,7 @@ def test_the_layer_reads_the_stream_normalised_and_adds_to_it(random_model: Make
     keys = torch.randn(2, 2, VIDEO.heads, 5, VIDEO.head_width, dtype=torch.float64)
     bias = torch.zeros(2, 1, 1, 5, dtype=torch.float64)
     with torch.no_grad():
-        out = block(tokens(), modulation, (keys, bias), (frame_code(), free(False, True)))
+        out = block(tokens(), modulation, (keys, bias), (CODE, free(False, True)))
     after_cross = tokens() + seen["cross"][1]
     torch.testing.assert_close(seen["temporal"][0], layer_norm(after_cross))
     torch.testing.assert_close(out, after_cross + seen["temporal"][1])

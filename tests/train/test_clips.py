@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from gentron.train.clips import (
     FRAMES,
     HELD_OUT,
     MOTIONS,
+    OPPOSITES,
     ClipSampler,
+    backwards,
     draw_clip,
     held_out_motions,
 )
@@ -68,11 +71,53 @@ def test_rotating_turns_in_place_and_still_things_do_not_move(sprites):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_what_bounces_stays_above_its_floor(seed):
+def test_what_bounces_leaves_its_floor_once_and_comes_back(seed):
     places = [scene.placements[0] for scene in clip_of("bouncing", seed).frames]
     floor = 1 - places[0].size / 2 - 0.04
-    assert all(p.y <= floor + 1e-9 for p in places)
-    assert max(p.y for p in places) - min(p.y for p in places) > 0.1
+    assert places[0].y == pytest.approx(floor)
+    assert places[-1].y == pytest.approx(floor)
+    ways = [math.copysign(1, later.y - earlier.y) for earlier, later in pairwise(places)]
+    assert ways[:3] + ways[4:] == [-1, -1, -1, 1, 1, 1]
+    assert floor - min(p.y for p in places) > 0.2
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_rotates_turns_clockwise_and_not_so_far_that_its_way_is_in_doubt(seed):
+    turn = [scene.placements[0].angle for scene in clip_of("rotating", seed).frames]
+    assert turn[0] == 0
+    assert math.pi <= turn[-1] <= 1.5 * math.pi
+    assert [b - a for a, b in pairwise(turn)] == pytest.approx([turn[-1] / (FRAMES - 1)] * 7)
+
+
+@pytest.mark.parametrize("motion", OPPOSITES)
+def test_a_clip_run_backwards_shows_the_opposite(sprites, motion):
+    both = {motion, OPPOSITES[motion]}
+    noun = next(n for n, name in enumerate(NAMES) if not held_out_motions(name) & both)
+    clip = ClipSampler(NAMES, 3).make(noun, motion, "sky blue")
+    turned = backwards(clip, NAMES[noun])
+    assert turned.motion == OPPOSITES[motion]
+    assert turned.caption == clip.caption.replace(MOTIONS[motion], MOTIONS[OPPOSITES[motion]])
+    assert torch.equal(draw_clip(turned, sprites), draw_clip(clip, sprites).flip(0))
+    assert backwards(turned, NAMES[noun]) == clip
+
+
+@pytest.mark.parametrize("motion", [*MOTIONS.keys() - OPPOSITES.keys(), None])
+def test_some_clips_have_no_opposite(motion):
+    assert backwards(clip_of(motion), NAMES[1]) is None
+
+
+def test_a_held_out_motion_is_not_shown_backwards_either():
+    names = [f"noun {k}" for k in range(50)]
+    for clip in ClipSampler(names, 0).sample(500):
+        turned = backwards(clip, names[clip.noun])
+        assert turned is None or turned.motion not in held_out_motions(names[clip.noun])
+
+
+def test_a_noun_named_like_a_motion_keeps_its_name():
+    names = (f"growing heart {k}" for k in range(99))
+    name = next(n for n in names if not held_out_motions(n) & {"growing", "shrinking"})
+    turned = backwards(ClipSampler([name], 0).make(0, "growing", "white"), name)
+    assert turned.caption.startswith(f"a {name} shrinking")
 
 
 def test_a_quarter_turn_is_clockwise(sprites):

@@ -276,6 +276,16 @@ def test_hours_come_from_the_logs(checkpoint, tmp_path):
     assert "not recorded" in training_text(PROVENANCE, None, "a toaster")
 
 
+def test_the_card_tells_of_runs_that_went_on():
+    first = {"video_motion_free": 0.15, "video_clips": 8192}
+    own = {"more_motion_free": 0.1, "more_steps": 1700, "more_clips": 2048, "more_teacher": "video"}
+    text = training_text(first | own, 1.0, "a toaster")
+    assert "| clips in the pool | 8,192 |" in text
+    assert "| `more`: steps on pictures and clips together | 1,700 |" in text
+    assert "| `more`: run whose model taught pictures | video |" in text
+    assert "`video`" not in text
+
+
 def test_a_checkpoint_of_the_recipe_carries_an_unscored_card(tmp_path):
     from gentron.train.autoencoder import new_autoencoder
     from gentron.train.checkpoint import write_checkpoint

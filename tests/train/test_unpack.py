@@ -68,3 +68,14 @@ def test_a_bundle_of_another_recipe_is_refused(tmp_path):
 def test_a_run_does_not_start_from_itself(unpacked):
     with pytest.raises(RequestError, match="choose another --run"):
         train_emoji_video(unpacked[0], VIDEO_RECIPES["small"], name="video", start="video")
+
+
+def test_a_run_does_not_teach_itself_and_its_teacher_is_finished(unpacked):
+    def run(teacher):
+        train_emoji_video(unpacked[0], VIDEO_RECIPES["small"], name="next", start="video",
+                          teacher=teacher)  # fmt: skip
+
+    with pytest.raises(RequestError, match="choose another --run"):
+        run("next")
+    with pytest.raises(RequestError, match=r"no finished run 'tutor'; run: .* video --run tutor"):
+        run("tutor")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,21 @@ import torch
 from gentron.errors import RequestError
 from gentron.model import GenTron
 from gentron.presets import EMOJI
-from gentron.train.pools import ClipPool, LatentPool
-from gentron.train.video import clip_loss, from_image_model, train_video, video_config
+from gentron.train import video as recipe
+from gentron.train.checkpointing import Run
+from gentron.train.clips import ClipSampler, backwards
+from gentron.train.denoiser import flow_loss
+from gentron.train.pools import CLIPS_CHUNK, Backwards, ClipPool, LatentPool, build_backwards
+from gentron.train.video import (
+    IMAGE_TIMES,
+    caption_gap,
+    clip_loss,
+    ends_loss,
+    from_image_model,
+    make_room_for_frame_codes,
+    train_video,
+    video_config,
+)
 from gentron.train.video_recipe import VIDEO_RECIPES, sample_clips, train_emoji_video
 
 IMAGE = replace(EMOJI.transformer, width=32, depth=2, mlp_width=64, heads=2, sample_height=4,
@@ -46,6 +60,12 @@ def pools():
     clips = ClipPool(torch.randn(8, 3, *shape).half(), **texts(8))
     null = torch.zeros(1, LENGTH, TEXT), torch.ones(1, LENGTH, dtype=torch.int64)
     return images, clips, (*null, torch.zeros(1, TEXT))
+
+
+@pytest.fixture
+def turned():
+    torch.manual_seed(2)
+    return Backwards(torch.tensor([1, 4, 6]), **texts(3))
 
 
 def test_a_fresh_video_model_draws_the_image_models_frames(trained):
@@ -85,13 +105,14 @@ def test_text_and_motion_are_dropped_independently(pools):
     assert not seen[-1][1].any()  # p = 0 trains no motion-free rows
 
 
-def test_training_learns_resumes_and_moves_the_temporal_layers(trained, pools, tmp_path):
+def test_training_learns_resumes_and_moves_the_temporal_layers(trained, pools, turned, tmp_path):
     images, clips, null = pools
     config = video_config(IMAGE, frames=3)
 
     def run(folder, steps):
-        return train_video(folder, config, trained.state_dict(), images, clips, null, steps=steps,
-                           image_batch=4, clip_batch=2, compile=False)  # fmt: skip
+        return train_video(folder, config, trained.state_dict(), images, clips, turned, null,
+                           steps=steps, image_batch=4, clip_batch=2, compile=False,
+                           provenance={"denoiser_steps": 7})  # fmt: skip
 
     whole = run(tmp_path / "whole", 8)
     run(tmp_path / "parts", 8)
@@ -99,6 +120,131 @@ def test_training_learns_resumes_and_moves_the_temporal_layers(trained, pools, t
     again = run(tmp_path / "whole", 8)  # finished: nothing more to do
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+    kept = Run(tmp_path / "whole", "video").load(torch.device("cpu"))
+    assert kept["provenance"] == {"denoiser_steps": 7}  # for a run that goes on from it
+
+
+def test_the_lead_shows_both_ends_and_both_ways(pools, turned):
+    _, clips, _ = pools
+    seen = []
+
+    def forward(x, t, hidden, mask, pooled, frame_places):
+        seen.append((x, t, pooled))
+        assert frame_places.tolist() == [0, 2]  # of clips of three frames
+        return torch.zeros_like(x)
+
+    ends_loss(forward, clips, turned, 5, seed=0)
+    (x, t, pooled), half = seen[0], 5
+    assert x.shape[:2] == (10, 2)
+    assert torch.equal(t[:half], t[half:])
+    for k in range(half):
+        row = next(r for r in turned.rows if torch.equal(clips.pooled[r].float(), pooled[k]))
+        at = turned.rows.tolist().index(int(row))
+        assert torch.equal(turned.pooled[at].float(), pooled[half + k])
+        # The noise is the same, so what differs is the clean part, in which the ends are swapped.
+        first, last = (clips.latents[row, f].float() for f in (0, 2))
+        share = 1 - t[k] / 1000
+        assert torch.allclose(x[k, 0] - x[half + k, 0], share * (first - last), atol=1e-5)
+        assert torch.allclose(x[k, 1] - x[half + k, 1], share * (last - first), atol=1e-5)
+
+
+def test_the_lead_comes_first_and_once(trained, pools, turned, tmp_path, monkeypatch):
+    images, clips, null = pools
+    calls, real = [], ends_loss
+    monkeypatch.setattr(recipe, "ends_loss", lambda *given: calls.append(1) or real(*given))
+
+    def run(steps, lead):
+        return train_video(tmp_path, video_config(IMAGE, frames=3), trained.state_dict(), images,
+                           clips, turned, null, steps=steps, lead=lead, image_batch=4,
+                           clip_batch=2, compile=False)  # fmt: skip
+
+    run(3, 3)
+    assert len(calls) == 3
+    run(6, 3)  # resumed: the lead is over
+    assert len(calls) == 3
+
+
+def test_a_teacher_is_learned_from_in_place_of_the_data(trained, pools, turned, tmp_path):
+    images, clips, null = pools
+    other = GenTron(IMAGE).initialise()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    given = images, clips, turned, null
+
+    def first_image_loss(folder, teacher):
+        train_video(tmp_path / folder, video_config(IMAGE, frames=3), trained.state_dict(), *given,
+                    steps=1, image_share=1.0, image_batch=4, teacher=teacher,
+                    compile=False)  # fmt: skip
+        return json.loads((tmp_path / folder / "video.jsonl").read_text())["image_loss"]
+
+    with torch.no_grad():
+        expected = [
+            float(flow_loss(trained, images, null, 4, 0, IMAGE_TIMES, teacher))
+            for teacher in (None, trained, other)
+        ]
+    found = [first_image_loss("data", None), first_image_loss("itself", trained),
+             first_image_loss("other", other)]  # fmt: skip
+    assert found == pytest.approx(expected, rel=1e-2, abs=1e-4)
+    assert found[1] == 0 < min(found[0], found[2])
+
+
+def test_the_caption_gap_is_what_the_opposite_caption_costs(pools, turned):
+    _, clips, _ = pools
+    rows = turned.rows
+
+    def blind(x, t, hidden, mask, pooled):
+        return torch.zeros_like(x)
+
+    assert caption_gap(blind, clips, turned) == 0.0
+    clean = clips.latents[rows].float()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+
+    def reading(x, t, hidden, mask, pooled):
+        own = torch.equal(pooled, clips.pooled[rows].float())
+        assert own or torch.equal(pooled, turned.pooled.float())
+        assert torch.allclose(x, torch.lerp(clean, noise, float(t[0]) / 1000), atol=1e-5)
+        return noise - clean + (1.0 if own else 1.5)
+
+    assert caption_gap(reading, clips, turned) == pytest.approx(1.25, abs=1e-3)
+
+
+def test_room_for_frame_codes_tells_frames_apart_and_leaves_motion_free_rows_alike(trained, pools):
+    config = video_config(IMAGE, frames=8)
+    model = from_image_model(config, trained.state_dict()).eval()
+    text = {k: v[:1] for k, v in texts(1).items()}
+    given = ([text["hidden"].float()], [text["mask"]], text["pooled"].float())
+    x = torch.randn(1, 1, IMAGE.latent_channels, 4, 4).expand(-1, 8, -1, -1, -1)
+
+    @torch.no_grad()
+    def spread(free):
+        frames = model(x, torch.tensor([900.0]), *given, torch.tensor([free]))
+        return float((frames - frames[:, :1]).abs().max() / frames.abs().max())
+
+    assert spread(False) < 1e-5  # all frames are the same noise
+    make_room_for_frame_codes(model, 8, seed=0)
+    assert spread(False) > 0.1
+    assert spread(True) < 1e-5
+
+
+def test_captions_backwards_belong_to_their_clips(tmp_path):
+    names = ["cat", "automobile", "house"]
+
+    def embedding(captions):
+        numbers = torch.tensor([[float(sum(map(ord, caption)))] for caption in captions])
+        return numbers[:, None], torch.ones(len(captions), 1, dtype=torch.int64), numbers
+
+    found = build_backwards(tmp_path, names, embedding, count=2 * CLIPS_CHUNK, seed=5,
+                            device=torch.device("cpu"))  # fmt: skip
+    sampler = ClipSampler(names, 5)
+    clips = []
+    for index in range(2):
+        sampler.random.seed(f"clips 5 {index}")
+        clips += sampler.sample(CLIPS_CHUNK)
+    shown = {
+        k: turned for k, clip in enumerate(clips) if (turned := backwards(clip, names[clip.noun]))
+    }
+    assert found.rows.tolist() == list(shown)
+    assert torch.equal(found.pooled, embedding([c.caption for c in shown.values()])[2].half())
 
 
 def test_without_an_image_model_there_is_nothing_to_teach(tmp_path):
