@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
@@ -14,10 +16,12 @@ import click
 from gentron.errors import GenTronError, OutputError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+AGAIN = 0.05  # seconds until a lost Ctrl-C is sent once more
 
 
 def run_command(command: click.Command) -> NoReturn:
     """Runs a click command: 0 on success, 2 for the caller's mistakes, 130 for Ctrl-C."""
+    told, sys.unraisablehook = sys.unraisablehook, _send_again
     try:
         command.main(standalone_mode=False)
     except click.Abort:
@@ -29,7 +33,18 @@ def run_command(command: click.Command) -> NoReturn:
     except GenTronError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_ERROR)
+    finally:
+        sys.unraisablehook = told
     sys.exit(0)
+
+
+def _send_again(lost: Any) -> None:
+    """Python drops what is raised in a callback of its own, such as those that run while modules
+    are imported, and a Ctrl-C that arrives there with it."""
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(AGAIN, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def say(line: str) -> None:

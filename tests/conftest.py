@@ -16,6 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """No example of Hypothesis fails because the machine was busy."""
+    if config.pluginmanager.hasplugin("hypothesispytest"):  # not on a machine with engines alone
+        from hypothesis import HealthCheck, settings
+
+        slow = [HealthCheck.too_slow]
+        settings.register_profile("untimed", deadline=None, suppress_health_check=slow)
+        settings.load_profile("untimed")
+
+
 def _sources_digest() -> str:
     import diffusers
     import onnxscript

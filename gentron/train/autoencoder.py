@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderDC
 
 from gentron.train.checkpointing import Run
+from gentron.train.precision import mixed
 from gentron.train.scenes import SceneSampler, draw
 
 LATENT_CHANNELS = 8
@@ -96,7 +97,7 @@ def train_autoencoder(
         torch.manual_seed(seed * 1_000_003 + step)
         pictures = draw(sampler.sample(batch), sprites)
         pictures = pictures.contiguous(memory_format=memory_format(device))
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with mixed(device):
             output, halved, latents = forward(model, pictures)
         loss = reconstruction_loss(output.float(), pictures)
         total_loss = (

@@ -19,6 +19,7 @@ from gentron.schedule import NoiseSchedule
 from gentron.solvers import solver_table
 from gentron.train.checkpointing import Run
 from gentron.train.pools import LatentPool, captions
+from gentron.train.precision import mixed
 
 TEXT_DROPOUT = 0.1  # DiT, PixArt
 FLOW_TIMESTEPS = 1000  # the network reads t in 0..1000
@@ -147,7 +148,7 @@ def flow_loss(
     drop = torch.rand(batch, generator=generator, device=device) < TEXT_DROPOUT
     hidden, mask, pooled = captions(pool, rows, drop, null)
     given = noisy[:, None], t * FLOW_TIMESTEPS, [hidden], [mask], pooled
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed(device):
         velocity = forward(*given)[:, 0].float()
         if teacher is None:
             return F.mse_loss(velocity, noise - clean)
@@ -190,7 +191,7 @@ def sample_latents(
     )
     for now, then in pairwise(noise_levels(steps)):
         t = (now * FLOW_TIMESTEPS).expand(2 * count).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with mixed(device):
             velocity = model(torch.cat([x, x]), t, [hidden], [mask], pooled)
         conditional, unconditional = velocity.float().chunk(2)
         x = x + (then - now) * (unconditional + guidance * (conditional - unconditional))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gentron.train.autoencoder import memory_format
 from gentron.train.clips import FRAMES, Clip, ClipSampler, backwards, draw_clip
+from gentron.train.precision import mixed
 from gentron.train.scenes import SceneSampler, draw
 from gentron.train.text import FrozenText
 
@@ -157,9 +158,9 @@ def statistics(file: Path, raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode(autoencoder: torch.nn.Module, pictures: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] -> latents [B, C, h, w] float32, computed in bfloat16."""
+    """Pictures [B, 3, H, W] -> latents [B, C, h, w] float32."""
     pictures = pictures.contiguous(memory_format=memory_format(pictures.device))
-    with torch.autocast(pictures.device.type, dtype=torch.bfloat16):
+    with mixed(pictures.device):
         return autoencoder.encode(pictures, return_dict=False)[0].float().contiguous()
 
 

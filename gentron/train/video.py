@@ -31,6 +31,7 @@ from gentron.train.denoiser import (
     sigmoid_normal,
 )
 from gentron.train.pools import Backwards, ClipPool, LatentPool, captions
+from gentron.train.precision import mixed
 
 MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
 NAME = "video"
@@ -120,7 +121,7 @@ def ends_loss(
     mask = torch.cat([pool.mask[rows], turned.mask[chosen]])
     pooled = torch.cat([pool.pooled[rows], turned.pooled[chosen]]).float()
     places = torch.tensor([0, last], device=device)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed(device):
         velocity = forward(noisy, t * FLOW_TIMESTEPS, [hidden], [mask], pooled, frame_places=places)
     return F.mse_loss(velocity.float(), noise - clean)
 
@@ -140,7 +141,7 @@ def caption_gap(
     losses = []
     for texts, of in ((pool, rows), (turned, torch.arange(count, device=device))):
         hidden, mask, pooled = texts.hidden[of].float(), texts.mask[of], texts.pooled[of].float()
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with mixed(device):
             velocity = forward(
                 torch.lerp(clean, noise, GAP_TIME), t * FLOW_TIMESTEPS, [hidden], [mask], pooled
             )
@@ -170,7 +171,7 @@ def clip_loss(
     drop = torch.rand(batch, generator=generator, device=device) < TEXT_DROPOUT
     still = torch.rand(batch, generator=generator, device=device) < motion_free
     hidden, mask, pooled = captions(pool, rows, drop, null)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed(device):
         velocity = forward(noisy, t * FLOW_TIMESTEPS, [hidden], [mask], pooled, still)
     return F.mse_loss(velocity.float(), noise - clean)
 

@@ -21,6 +21,7 @@ from gentron.train.checkpointing import Run
 from gentron.train.clips import FRAMES
 from gentron.train.denoiser import FLOW_TIMESTEPS, IMAGE_RUN, compile_blocks, noise_levels
 from gentron.train.pools import build_backwards, build_clip_pool
+from gentron.train.precision import mixed
 from gentron.train.recipe import (
     NOTES,
     Recipe,
@@ -205,7 +206,7 @@ def sample_clips(
             )
             hidden, mask, pooled = chosen
             still = torch.full((count,), not branch.motion, device=device)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with mixed(device):
                 predicted = model(x, t, [hidden], [mask], pooled, still)
             velocity += branch.weight * predicted.float()
         x = x + (then - now) * velocity

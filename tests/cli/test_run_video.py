@@ -135,6 +135,27 @@ def test_ctrl_c_while_frames_are_written_leaves_no_half_file(
     assert list(desk.iterdir()) == []
 
 
+def test_a_ctrl_c_that_python_drops_is_heard_a_moment_later(desk, tiny_video_bundle, process_line):
+    """Python drops what is raised in the callback of a weak reference."""
+    dropped = (
+        "import signal, time, weakref\nfrom gentron.runtime.pipeline import Pipeline\n"
+        "decode = Pipeline.decode\n"
+        "def interrupted(*given):\n"
+        "    gone = set()\n"
+        "    watch = weakref.ref(gone, lambda _: signal.raise_signal(signal.SIGINT))\n"
+        "    del gone\n"
+        "    time.sleep(1)\n"
+        "    return decode(*given)\n"
+        "Pipeline.decode = interrupted"
+    )
+    options = ["--steps", "1", "--frames", "64", "-m", tiny_video_bundle, "-o", "frames"]
+    command = process_line(dropped, "video", "a car", *options, "--format", "png")
+    done = subprocess.run(command, cwd=desk, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert list(desk.iterdir()) == []
+
+
 def test_ctrl_c_in_the_middle_leaves_no_half_file(desk, tiny_video_bundle, run_command_line):
     command = run_command_line("video", "a car", "--steps", "400", "--frames", "64", "-m",
                                str(tiny_video_bundle), "-o", "clip.mp4")  # fmt: skip
