@@ -95,8 +95,8 @@ def emoji(
 @click.option("--rate", type=click.FloatRange(0, min_open=True),
               help="Learning rate while it is held [0.0005].")  # fmt: skip
 @click.option("--lead", type=click.IntRange(min=0), metavar="N",
-              help="Of the steps, the first ones: only the ends of clips, forwards and backwards; "
-              "0 to go on from a model that moves [300].")  # fmt: skip
+              help="Of the steps, the first ones: only the ends of clips, forwards and backwards "
+              "[300 after an image run, 0 after a video run].")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of clips, noise and new layers.")  # fmt: skip
 @click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")

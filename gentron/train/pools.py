@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gentron.errors import RequestError
 from gentron.train.autoencoder import memory_format
 from gentron.train.clips import FRAMES, Clip, ClipSampler, backwards, draw_clip
 from gentron.train.precision import mixed
-from gentron.train.scenes import SceneSampler, draw
+from gentron.train.scenes import Scene, SceneSampler, draw
 from gentron.train.text import FrozenText
 
 STATISTICS = "latents.json"
+SHOWN = "shown"  # file of a pool: what its first chunk shows, as a digest
 # What is drawn, encoded and kept together.
 CHUNK = 512  # scenes
 CLIPS_CHUNK = 64  # clips
@@ -71,15 +74,18 @@ def build_pool(
     """
     device = sprites.device
 
-    def chunk(index: int) -> dict[str, Tensor]:
+    def scenes_of(index: int) -> list[Scene]:
         sampler = SceneSampler(names, seed)
         sampler.random.seed(f"pool {seed} {index}")
-        scenes = sampler.sample(CHUNK)
+        return sampler.sample(CHUNK)
+
+    def chunk(index: int) -> dict[str, Tensor]:
+        scenes = scenes_of(index)
         pictures = (draw(scenes[k : k + 128], sprites) for k in range(0, CHUNK, 128))
         latents = torch.cat([encode(autoencoder, batch) for batch in pictures])
         return {"latents": latents.half(), **embed(text, [scene.caption for scene in scenes])}
 
-    joined = chunked(folder / "pool", count // CHUNK, chunk, device)
+    joined = chunked(folder / "pool", count // CHUNK, chunk, device, scenes_of(0))
     raw = joined.pop("latents").float()
     mean, std = statistics(folder / STATISTICS, raw)
     normalised = (raw - mean[:, None, None]) / std[:, None, None]
@@ -111,7 +117,8 @@ def build_clip_pool(
             latents.append(encode(autoencoder, frames).unflatten(0, (-1, FRAMES)))
         return {"latents": torch.cat(latents).half(), **embed(text, [c.caption for c in clips])}
 
-    joined = chunked(folder / "clips", count // CLIPS_CHUNK, chunk, sprites.device)
+    first = _clips(names, seed, 0)
+    joined = chunked(folder / "clips", count // CLIPS_CHUNK, chunk, sprites.device, first)
     raw = joined.pop("latents").float()
     normalised = (raw - images.mean[:, None, None]) / images.std[:, None, None]
     return ClipPool(latents=normalised.half(), **joined)
@@ -135,7 +142,9 @@ def build_backwards(
         captions = [clip.caption for clip in turned if clip is not None]
         return {"rows": torch.tensor(rows) + index * CLIPS_CHUNK, **embed(text, captions)}
 
-    return Backwards(**chunked(folder / "backwards", count // CLIPS_CHUNK, chunk, device))
+    first = _clips(names, seed, 0)
+    joined = chunked(folder / "backwards", count // CLIPS_CHUNK, chunk, device, first)
+    return Backwards(**joined)
 
 
 def _clips(names: list[str], seed: int, index: int) -> list[Clip]:
@@ -171,10 +180,27 @@ def embed(text: FrozenText, captions: list[str]) -> dict[str, Tensor]:
 
 
 def chunked(
-    folder: Path, count: int, make: Callable[[int], dict[str, Tensor]], device: torch.device
+    folder: Path,
+    count: int,
+    make: Callable[[int], dict[str, Tensor]],
+    device: torch.device,
+    first: Sequence[Scene | Clip],
 ) -> dict[str, Tensor]:
-    """Chunks 0 to `count`, joined; each is read from `folder` or made and kept there."""
+    """Chunks 0 to `count`, joined; each is read from `folder` or made and kept there.
+
+    `first` is what chunk 0 shows. Raises RequestError for a folder whose chunks show anything else,
+    as those of another seed do, and of another version that draws other things.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    shown = folder / SHOWN
+    digest = hashlib.sha256(repr(list(first)).encode()).hexdigest()
+    if not any(folder.glob("*.pt")):
+        shown.write_text(digest + "\n", "utf-8")
+    elif not shown.is_file() or shown.read_text("utf-8").strip() != digest:
+        raise RequestError(
+            "folder", f"{folder}: drawn with another seed or by another version; remove it, and it "
+            "is drawn anew, or choose another --folder"
+        )  # fmt: skip
     chunks = []
     for index in range(count):
         file = folder / f"{index:04}.pt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -66,10 +67,11 @@ class VideoRecipe:
     image_share: float = 0.4  # of the steps; the others see clips
     motion_free: float = MOTION_FREE
     rate: float = 5e-4  # the learning rate while it is held
-    lead: int = 300  # steps before clips are shown, see `video.ends_loss`
+    lead: int | None = None  # steps before clips are shown, see `video.ends_loss` [`lead_after`]
     seed: int = 0
 
 
+LEAD = 300
 # As `recipe.RECIPES`.
 VIDEO_RECIPES = {
     "full": VideoRecipe(262_144, 8_192, 1_600, 64, 512),
@@ -98,6 +100,7 @@ def train_emoji_video(
         raise RequestError("run", f"{name!r} is a run that this one needs; choose another --run")
     device = device or best_device()
     state = _finished(folder, start, device)
+    lead = lead_after(state["averaged"]) if recipe.lead is None else recipe.lead
     taught = _taught(_finished(folder, teacher, device), compile) if teacher else None
     images = Recipe(**json.loads((folder / NOTES).read_text("utf-8")))
     ready = prepare(
@@ -119,6 +122,7 @@ def train_emoji_video(
         **vars(images),
         **{k: v for k, v in state.get("provenance", {}).items() if k != "recipe"},
         **{f"{name}_{key}": value for key, value in vars(recipe).items()},
+        f"{name}_lead": lead,
         **({f"{name}_teacher": teacher} if teacher else {}),
         f"{name}_hardware": hardware(device),
     }
@@ -141,7 +145,7 @@ def train_emoji_video(
         turned,
         ready.null,
         steps=recipe.steps,
-        lead=recipe.lead,
+        lead=lead,
         teacher=taught,
         image_batch=recipe.image_batch,
         image_share=recipe.image_share,
@@ -154,6 +158,11 @@ def train_emoji_video(
         name=name,
         provenance=provenance,
     )
+
+
+def lead_after(tensors: Mapping[str, Tensor]) -> int:
+    """How long a lead a model with these tensors needs: none if it has temporal layers already."""
+    return 0 if any(".temporal." in name for name in tensors) else LEAD
 
 
 def _finished(folder: Path, name: str, device: torch.device) -> dict[str, Any]:

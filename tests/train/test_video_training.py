@@ -11,11 +11,19 @@ import torch
 from gentron.errors import RequestError
 from gentron.model import GenTron
 from gentron.presets import EMOJI
+from gentron.train import clips as clips_module
 from gentron.train import video as recipe
 from gentron.train.checkpointing import Run
 from gentron.train.clips import ClipSampler, backwards
 from gentron.train.denoiser import flow_loss
-from gentron.train.pools import CLIPS_CHUNK, Backwards, ClipPool, LatentPool, build_backwards
+from gentron.train.pools import (
+    CLIPS_CHUNK,
+    SHOWN,
+    Backwards,
+    ClipPool,
+    LatentPool,
+    build_backwards,
+)
 from gentron.train.video import (
     IMAGE_TIMES,
     caption_gap,
@@ -26,7 +34,7 @@ from gentron.train.video import (
     train_video,
     video_config,
 )
-from gentron.train.video_recipe import VIDEO_RECIPES, sample_clips, train_emoji_video
+from gentron.train.video_recipe import VIDEO_RECIPES, lead_after, sample_clips, train_emoji_video
 
 IMAGE = replace(EMOJI.transformer, width=32, depth=2, mlp_width=64, heads=2, sample_height=4,
                 sample_width=4)  # fmt: skip
@@ -226,13 +234,14 @@ def test_room_for_frame_codes_tells_frames_apart_and_leaves_motion_free_rows_ali
     assert spread(True) < 1e-5
 
 
+def embedding(captions):
+    """A number for each caption, in place of a text encoder."""
+    numbers = torch.tensor([[float(sum(map(ord, caption)))] for caption in captions])
+    return numbers[:, None], torch.ones(len(captions), 1, dtype=torch.int64), numbers
+
+
 def test_captions_backwards_belong_to_their_clips(tmp_path):
     names = ["cat", "automobile", "house"]
-
-    def embedding(captions):
-        numbers = torch.tensor([[float(sum(map(ord, caption)))] for caption in captions])
-        return numbers[:, None], torch.ones(len(captions), 1, dtype=torch.int64), numbers
-
     found = build_backwards(tmp_path, names, embedding, count=2 * CLIPS_CHUNK, seed=5,
                             device=torch.device("cpu"))  # fmt: skip
     sampler = ClipSampler(names, 5)
@@ -245,6 +254,31 @@ def test_captions_backwards_belong_to_their_clips(tmp_path):
     }
     assert found.rows.tolist() == list(shown)
     assert torch.equal(found.pooled, embedding([c.caption for c in shown.values()])[2].half())
+
+
+def test_what_another_seed_or_version_drew_is_not_taken_for_this_ones(tmp_path, monkeypatch):
+    def build(seed):
+        return build_backwards(tmp_path, ["cat", "house"], embedding, count=CLIPS_CHUNK, seed=seed,
+                               device=torch.device("cpu"))  # fmt: skip
+
+    found = build(seed=0)
+    assert torch.equal(build(seed=0).pooled, found.pooled)
+    with pytest.raises(RequestError, match=r"backwards: drawn with another seed .* remove it"):
+        build(seed=1)
+    monkeypatch.setattr(clips_module, "TRAVEL", (0.1, 0.2))
+    with pytest.raises(RequestError, match="or by another version"):
+        build(seed=0)
+    monkeypatch.undo()
+    (tmp_path / "backwards" / SHOWN).unlink()
+    with pytest.raises(RequestError, match="remove it"):
+        build(seed=0)
+
+
+def test_only_an_image_model_needs_a_lead(trained):
+    image = trained.state_dict()
+    moving = from_image_model(video_config(IMAGE, frames=3), image).state_dict()
+    assert lead_after(image) == 300
+    assert lead_after(moving) == 0
 
 
 def test_without_an_image_model_there_is_nothing_to_teach(tmp_path):
