@@ -23,7 +23,7 @@ FOLDERS = {  # folder of the checkout -> package it is installed as
 LAYERS = (*FOLDERS.values(), "gentron.model", "gentron.train", "gentron.bench")
 REFERENCE_ONLY = frozenset({"torch", "onnx", "transformers", "diffusers"})
 NOT_AT_START = (*sorted(REFERENCE_ONLY), "onnxruntime")
-SECONDS_TO_IMPORT = 0.3
+MOST_TO_IMPORT = 3  # times what NumPy takes
 
 
 @dataclass(frozen=True)
@@ -203,14 +203,12 @@ def test_the_runtime_and_its_command_line_start_without_torch() -> None:
     assert loaded.split() == []
 
 
-def test_importing_the_runtime_takes_a_fraction_of_a_second() -> None:
-    code = (
-        "import time\nstart = time.perf_counter()\nimport gentron.runtime\n"
-        "print(time.perf_counter() - start)"
-    )
-    best = float("inf")
-    for _ in range(3):  # rounds: another process may hold the machine during one of them
-        best = min(best, *(float(run_python(code)) for _ in range(5)))
-        if best < SECONDS_TO_IMPORT:
-            break
-    assert best < SECONDS_TO_IMPORT, f"import gentron.runtime took {best:.2f} s at best"
+def test_importing_the_runtime_takes_little_more_than_importing_numpy() -> None:
+    def seconds(module: str) -> float:
+        code = f"import time\nimport {module}\nprint(time.process_time())"
+        return float(run_python(code))
+
+    # In turn, so that a machine that is busy with other things is so for both.
+    pairs = [(seconds("gentron.runtime"), seconds("numpy")) for _ in range(5)]
+    ours, numpys = (min(times) for times in zip(*pairs, strict=True))
+    assert ours < MOST_TO_IMPORT * numpys, f"{ours:.2f} s of CPU, NumPy {numpys:.2f} s"
