@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from gentron.train.precision import mixed
 
 MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
 NAME = "video"
+EMA_DECAY = 0.998
 # Mean and deviation of the normal variables whose sigmoids are the times of clips and of images. A
 # caption counts where the noise hides what it says, and the more numbers there are, the less a
 # given noise hides: the 16,384 of a clip stand out of it up to about t = 0.99, where sampling takes
@@ -48,6 +49,7 @@ TEACHER_WEIGHT = 4.0
 # caption, a product of two signals that are worthless alone, so a network that hardly hears its
 # frame codes finds nothing to follow. The codes get room in the tokens first, and what is shown
 # differs as much as it can: the two ends of a clip, and the same clip backwards.
+LEAD = 300
 LEAD_TIMES = (4.0, 1.0)
 LEAD_RATE = 1e-3
 LEAD_BATCH = 8  # clips, and each of them backwards
@@ -55,6 +57,28 @@ CODE_BLOCKS = slice(0, 3, 2)
 CODE_DIRECTIONS = 5  # those in which the codes of 8 frames differ
 # Where `caption_gap` compares: sampling is about to decide where things go.
 GAP_TIME = 0.98
+
+
+@dataclass(frozen=True)
+class VideoRecipe:
+    """How much of each stage, after the image model is trained."""
+
+    pool_images: int
+    clips: int
+    steps: int
+    clip_batch: int
+    image_batch: int
+    image_share: float = 0.4  # of the steps; the others see clips
+    motion_free: float = MOTION_FREE
+    rate: float = 5e-4  # the learning rate while it is held
+    lead: int | None = None  # steps before clips are shown, see `ends_loss`
+    seed: int = 0
+
+    def lead_after(self, tensors: Mapping[str, Tensor]) -> int:
+        """`lead`, or what a model with these tensors needs: none if it is a video model already."""
+        if self.lead is not None:
+            return self.lead
+        return 0 if any(".temporal." in name for name in tensors) else LEAD
 
 
 def video_config(image: GenTronConfig, *, frames: int = FRAMES, most: int = 16) -> GenTronConfig:
@@ -184,33 +208,26 @@ def train_video(
     clips: ClipPool,
     turned: Backwards,
     null: tuple[Tensor, Tensor, Tensor],
+    recipe: VideoRecipe,
     *,
-    steps: int,
-    lead: int = 0,
     teacher: Callable[..., Tensor] | None = None,
-    image_batch: int = 64,
-    clip_batch: int = 8,
-    image_share: float = 0.4,
-    motion_free: float = MOTION_FREE,
-    peak_rate: float = 5e-4,
-    ema_decay: float = 0.998,
-    seed: int = 0,
     compile: bool = True,
     on_snapshot: Callable[[GenTron, int], None] = lambda model, step: None,
     snapshot_every: float = 600.0,
     name: str = NAME,
     provenance: Mapping[str, Any] | None = None,
 ) -> GenTron:
-    """Trains, or resumes, for `steps` in all; returns the averaged (EMA) network.
+    """Trains, or resumes, as `recipe` says; returns the averaged (EMA) network.
 
     `name` is that of the run's files in `folder`. `start` is the state of the model that it
     starts from. With a teacher, called as the model is, images are learned from what it says and
-    not from the data. The first `lead` steps are `ends_loss`; then every step is an image batch
-    with probability `image_share`, else a batch of clips. The log has `caption_gap` and the losses
+    not from the data. The lead's steps are `ends_loss`; then every step is an image batch with
+    probability `image_share`, else a batch of clips. The log has `caption_gap` and the losses
     since the line before; with a teacher, that of images is the squared distance from it. The state
     keeps `provenance`, for the runs that go on from this one.
     """
     run, device = Run(folder, name), images.latents.device
+    steps, seed, lead = recipe.steps, recipe.seed, recipe.lead_after(start)
     torch.manual_seed(seed)
     model = from_image_model(config, start)
     if lead:
@@ -218,7 +235,7 @@ def train_video(
     model = model.to(device)
     averaged = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01
+        model.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01
     )
     step = 0
     if saved := run.load(device):
@@ -232,21 +249,21 @@ def train_video(
     first, windows = step, ([], [])
     while step < steps:
         for group in optimizer.param_groups:
-            group["lr"] = _rate(step, steps, peak_rate, lead)
+            group["lr"] = _rate(step, steps, recipe.rate, lead)
         turn = torch.Generator().manual_seed(seed * 7_000_003 + step)
-        is_image = step >= lead and float(torch.rand((), generator=turn)) < image_share
+        is_image = step >= lead and float(torch.rand((), generator=turn)) < recipe.image_share
         lot = seed * 1_000_003 + step
         if step < lead:
             loss = ends_loss(model, clips, turned, LEAD_BATCH, lot)
         elif is_image:
-            loss = flow_loss(model, images, null, image_batch, lot, IMAGE_TIMES, teacher)
+            loss = flow_loss(model, images, null, recipe.image_batch, lot, IMAGE_TIMES, teacher)
         else:
-            loss = clip_loss(model, clips, null, clip_batch, motion_free, lot)
+            loss = clip_loss(model, clips, null, recipe.clip_batch, recipe.motion_free, lot)
         optimizer.zero_grad(set_to_none=True)
         (loss * TEACHER_WEIGHT if is_image and teacher else loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        decay = min(ema_decay, (1 + step) / (10 + step))
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
         windows[is_image].append(loss.detach())
         step += 1

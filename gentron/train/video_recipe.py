@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,8 @@ from gentron.train.recipe import (
     save_grid,
 )
 from gentron.train.video import (
-    MOTION_FREE,
     NAME,
+    VideoRecipe,
     from_image_model,
     train_video,
     video_config,
@@ -55,23 +54,6 @@ WATCHED = (
 )
 
 
-@dataclass(frozen=True)
-class VideoRecipe:
-    """How much of each stage, after the image model is trained."""
-
-    pool_images: int
-    clips: int
-    steps: int
-    clip_batch: int
-    image_batch: int
-    image_share: float = 0.4  # of the steps; the others see clips
-    motion_free: float = MOTION_FREE
-    rate: float = 5e-4  # the learning rate while it is held
-    lead: int | None = None  # steps before clips are shown, see `video.ends_loss` [`lead_after`]
-    seed: int = 0
-
-
-LEAD = 300
 # As `recipe.RECIPES`.
 VIDEO_RECIPES = {
     "full": VideoRecipe(262_144, 8_192, 1_600, 64, 512),
@@ -100,7 +82,7 @@ def train_emoji_video(
         raise RequestError("run", f"{name!r} is a run that this one needs; choose another --run")
     device = device or best_device()
     state = _finished(folder, start, device)
-    lead = lead_after(state["averaged"]) if recipe.lead is None else recipe.lead
+    recipe = replace(recipe, lead=recipe.lead_after(state["averaged"]))
     taught = _taught(_finished(folder, teacher, device), compile) if teacher else None
     images = Recipe(**json.loads((folder / NOTES).read_text("utf-8")))
     ready = prepare(
@@ -122,7 +104,6 @@ def train_emoji_video(
         **vars(images),
         **{k: v for k, v in state.get("provenance", {}).items() if k != "recipe"},
         **{f"{name}_{key}": value for key, value in vars(recipe).items()},
-        f"{name}_lead": lead,
         **({f"{name}_teacher": teacher} if teacher else {}),
         f"{name}_hardware": hardware(device),
     }
@@ -144,25 +125,13 @@ def train_emoji_video(
         clips,
         turned,
         ready.null,
-        steps=recipe.steps,
-        lead=lead,
+        recipe,
         teacher=taught,
-        image_batch=recipe.image_batch,
-        image_share=recipe.image_share,
-        clip_batch=recipe.clip_batch,
-        motion_free=recipe.motion_free,
-        peak_rate=recipe.rate,
-        seed=recipe.seed,
         compile=compile,
         on_snapshot=snapshot,
         name=name,
         provenance=provenance,
     )
-
-
-def lead_after(tensors: Mapping[str, Tensor]) -> int:
-    """How long a lead a model with these tensors needs: none if it has temporal layers already."""
-    return 0 if any(".temporal." in name for name in tensors) else LEAD
 
 
 def _finished(folder: Path, name: str, device: torch.device) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from gentron.train.pools import (
 )
 from gentron.train.video import (
     IMAGE_TIMES,
+    VideoRecipe,
     caption_gap,
     clip_loss,
     ends_loss,
@@ -34,11 +35,16 @@ from gentron.train.video import (
     train_video,
     video_config,
 )
-from gentron.train.video_recipe import VIDEO_RECIPES, lead_after, sample_clips, train_emoji_video
+from gentron.train.video_recipe import VIDEO_RECIPES, sample_clips, train_emoji_video
 
 IMAGE = replace(EMOJI.transformer, width=32, depth=2, mlp_width=64, heads=2, sample_height=4,
                 sample_width=4)  # fmt: skip
 LENGTH, TEXT = IMAGE.text[0].max_tokens, IMAGE.text[0].width
+
+
+def a_recipe(**changed):
+    small = VideoRecipe(4, 4, 1, clip_batch=2, image_batch=4, lead=0)
+    return replace(small, **changed)
 
 
 def texts(count):
@@ -119,7 +125,7 @@ def test_training_learns_resumes_and_moves_the_temporal_layers(trained, pools, t
 
     def run(folder, steps):
         return train_video(folder, config, trained.state_dict(), images, clips, turned, null,
-                           steps=steps, image_batch=4, clip_batch=2, compile=False,
+                           a_recipe(steps=steps), compile=False,
                            provenance={"denoiser_steps": 7})  # fmt: skip
 
     whole = run(tmp_path / "whole", 8)
@@ -163,8 +169,8 @@ def test_the_lead_comes_first_and_once(trained, pools, turned, tmp_path, monkeyp
 
     def run(steps, lead):
         return train_video(tmp_path, video_config(IMAGE, frames=3), trained.state_dict(), images,
-                           clips, turned, null, steps=steps, lead=lead, image_batch=4,
-                           clip_batch=2, compile=False)  # fmt: skip
+                           clips, turned, null, a_recipe(steps=steps, lead=lead),
+                           compile=False)  # fmt: skip
 
     run(3, 3)
     assert len(calls) == 3
@@ -181,7 +187,7 @@ def test_a_teacher_is_learned_from_in_place_of_the_data(trained, pools, turned, 
 
     def first_image_loss(folder, teacher):
         train_video(tmp_path / folder, video_config(IMAGE, frames=3), trained.state_dict(), *given,
-                    steps=1, image_share=1.0, image_batch=4, teacher=teacher,
+                    a_recipe(steps=1, image_share=1.0), teacher=teacher,
                     compile=False)  # fmt: skip
         return json.loads((tmp_path / folder / "video.jsonl").read_text())["image_loss"]
 
@@ -277,8 +283,10 @@ def test_what_another_seed_or_version_drew_is_not_taken_for_this_ones(tmp_path, 
 def test_only_an_image_model_needs_a_lead(trained):
     image = trained.state_dict()
     moving = from_image_model(video_config(IMAGE, frames=3), image).state_dict()
-    assert lead_after(image) == 300
-    assert lead_after(moving) == 0
+    recipe = a_recipe(lead=None)
+    assert recipe.lead_after(image) == 300
+    assert recipe.lead_after(moving) == 0
+    assert replace(recipe, lead=9).lead_after(moving) == 9
 
 
 def test_without_an_image_model_there_is_nothing_to_teach(tmp_path):
