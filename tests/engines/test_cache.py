@@ -203,7 +203,7 @@ def test_two_processes_build_one_engine_once(cache, scribe, job_of, tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
+        process.join(120)
         assert process.exitcode == 0
     assert (tmp_path / "builds").read_text() == "x"
     assert len(visible(cache)) == 1
@@ -218,10 +218,10 @@ def test_whoever_waits_for_another_process_is_told(cache, scribe, job_of):
 
     other = fork.Process(target=_build, args=(cache.folder, scribe(before=slow), job_of()))
     other.start()
-    assert started.wait(10)
+    assert started.wait(60)
     told: list[str] = []
     entry = cache.obtain(job_of(), scribe(), lambda doing, share: told.append(doing))
-    other.join(10)
+    other.join(60)
     assert not entry.fresh
     assert told == ["another process is building it; waiting"]
 
@@ -237,13 +237,13 @@ def test_a_killed_build_leaves_nothing_that_a_reader_could_take_for_an_engine(
 
     process = fork.Process(target=_build, args=(cache.folder, scribe(before=hang), job_of()))
     process.start()
-    assert started.wait(10)
+    assert started.wait(60)
     assert len(hidden(cache, BUILDING)) == 1
     assert cache.find(job_of(), scribe()) is None
     assert [r.why for r in cache.prune()] == []  # it is being built
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
+    process.join(60)
     assert visible(cache) == []
     assert cache.entries() == []
     entry = cache.obtain(job_of(), scribe(), quiet)  # and its lock died with it
