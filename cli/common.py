@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ClassVar, NoReturn
 
 import click
@@ -21,7 +21,8 @@ AGAIN = 0.05  # seconds until a lost Ctrl-C is sent once more
 
 def run_command(command: click.Command) -> NoReturn:
     """Runs a click command: 0 on success, 2 for the caller's mistakes, 130 for Ctrl-C."""
-    told, sys.unraisablehook = sys.unraisablehook, _send_again
+    told = sys.unraisablehook
+    sys.unraisablehook = partial(_send_again, told)
     try:
         command.main(standalone_mode=False)
     except click.Abort:
@@ -38,13 +39,13 @@ def run_command(command: click.Command) -> NoReturn:
     sys.exit(0)
 
 
-def _send_again(lost: Any) -> None:
+def _send_again(told: Callable[[Any], object], lost: Any) -> None:
     """Python drops what is raised in a callback of its own, such as those that run while modules
     are imported, and a Ctrl-C that arrives there with it."""
     if lost.exc_type is KeyboardInterrupt:
         threading.Timer(AGAIN, _thread.interrupt_main).start()
     else:
-        sys.__unraisablehook__(lost)
+        told(lost)
 
 
 def say(line: str) -> None:

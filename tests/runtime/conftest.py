@@ -30,9 +30,9 @@ from gentron.runtime.scheduling import Capacity
 from gentron.runtime.service import Options, Service
 from gentron.solvers import solver_table
 
-SampleMaker = Callable[..., Sample]
 SMALL = {"prompt": "a cat", "size": "16x16", "gentron": {"steps": 1, "seed": 1}}
 
+SampleMaker = Callable[..., Sample]
 LoopRunner = Callable[..., tuple[DenoiseLoop, npt.NDArray[np.float32]]]
 
 

@@ -127,7 +127,11 @@ def test_five_hundred_requests_of_which_a_third_are_cancelled(serve, video_pipel
     async def work(service):
         found = []
         for start in range(0, 500, 50):
-            found += await asyncio.gather(*(follow(service, i) for i in range(start, start + 50)))
+            following = [asyncio.create_task(follow(service, i)) for i in range(start, start + 50)]
+            await asyncio.sleep(0)  # all of them are asked for
+            if not start:
+                assert (living() - before)["Ticket"] >= 50
+            found += await asyncio.gather(*following)
         return found
 
     found = serve(video_pipeline, work)
