@@ -90,6 +90,10 @@ def emoji(
 @click.option("--image-share", type=click.FloatRange(0, 1), metavar="S",
               help="Of the steps see images [0.4].")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), help="In all.")
+@click.option("--image-batch", type=click.IntRange(min=1), metavar="N",
+              help="Images in a step that sees images [512 on a GPU, else 64].")  # fmt: skip
+@click.option("--clip-batch", type=click.IntRange(min=1), metavar="N",
+              help="Clips in a step that sees clips [64 on a GPU, else 8].")  # fmt: skip
 @click.option("--motion-free", type=click.FloatRange(0, 1), metavar="P",
               help="Share of clips whose frames see only themselves [0.15].")  # fmt: skip
 @click.option("--rate", type=click.FloatRange(0, min_open=True),
@@ -113,6 +117,8 @@ def video(
     clips: int | None,
     image_share: float | None,
     steps: int | None,
+    image_batch: int | None,
+    clip_batch: int | None,
     motion_free: float | None,
     rate: float | None,
     lead: int | None,
@@ -135,6 +141,8 @@ def video(
         "clips": clips,
         "image_share": image_share,
         "steps": steps,
+        "image_batch": image_batch,
+        "clip_batch": clip_batch,
         "motion_free": motion_free,
         "rate": rate,
         "lead": lead,

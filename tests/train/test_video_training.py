@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from gentron.cli import train as command
 from gentron.errors import RequestError
 from gentron.model import GenTron
 from gentron.presets import EMOJI
@@ -293,6 +295,20 @@ def test_without_an_image_model_there_is_nothing_to_teach(tmp_path):
     with pytest.raises(RequestError, match="no finished image model; run: gentron-train emoji"):
         train_emoji_video(tmp_path / "nowhere", VIDEO_RECIPES["small"])
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_commands_options_change_the_recipe_and_nothing_else(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "gentron.train.video_recipe.train_emoji_video",
+        lambda folder, recipe, **named: asked.append(recipe),
+    )
+    words = ["video", "--folder", str(tmp_path), "--recipe", "small", "--steps", "7",
+             "--image-batch", "3", "--clip-batch", "2", "--image-share", "0.5"]  # fmt: skip
+    ended = CliRunner().invoke(command.cli, words)
+    assert ended.exit_code == 0, ended.output
+    small = VIDEO_RECIPES["small"]
+    assert asked == [replace(small, steps=7, image_batch=3, clip_batch=2, image_share=0.5)]
 
 
 def test_watching_follows_equation_6(trained, pools):
