@@ -54,6 +54,8 @@ GOING_ON = {  # the same of the video runs that went on from there, behind the r
     "steps": "steps on pictures and clips together",
     "lead": "of these, the first ones, on the ends of clips alone",
     "image_share": "share of the others that see pictures",
+    "clip_batch": "clips in a step that sees clips",
+    "image_batch": "pictures in a step that sees pictures",
     "teacher": "run whose model taught pictures",
     "clips": "clips in the pool",
 }

@@ -278,10 +278,12 @@ def test_hours_come_from_the_logs(checkpoint, tmp_path):
 
 def test_the_card_tells_of_runs_that_went_on():
     first = {"video_motion_free": 0.15, "video_clips": 8192}
-    own = {"more_motion_free": 0.1, "more_steps": 1700, "more_clips": 2048, "more_teacher": "video"}
+    own = {"more_motion_free": 0.1, "more_steps": 1700, "more_clips": 2048, "more_image_batch": 32,
+           "more_teacher": "video"}  # fmt: skip
     text = training_text(first | own, 1.0, "a toaster")
     assert "| clips in the pool | 8,192 |" in text
     assert "| `more`: steps on pictures and clips together | 1,700 |" in text
+    assert "| `more`: pictures in a step that sees pictures | 32 |" in text
     assert "| `more`: run whose model taught pictures | video |" in text
     assert "`video`" not in text
 
