@@ -124,7 +124,8 @@ def read_metadata(file: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise RequestError(
             "like",
-            f"{file}: carries no settings; only images that gentron-run wrote can be repeated",
+            f"{file}: carries no settings; only images that gentron-run wrote can be repeated "
+            "(videos: gentron-run video --like)",
         )
     return metadata
 

@@ -165,7 +165,8 @@ def read_video_metadata(file: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise RequestError(
             "like",
-            f"{file}: carries no settings; only videos that gentron-run wrote can be repeated",
+            f"{file}: carries no settings; only videos that gentron-run wrote can be repeated "
+            "(images: gentron-run image --like)",
         )
     return metadata
 
