@@ -167,7 +167,9 @@ def video(
 @click.argument("bundle", default="emoji")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("training/emoji"),
               show_default=True, help="To make; empty or absent.")  # fmt: skip
-def unpack(bundle: str, folder: Path) -> None:
+@click.option("--without-motion", is_flag=True,
+              help="Also make an image run of it, without its temporal layers.")  # fmt: skip
+def unpack(bundle: str, folder: Path, without_motion: bool) -> None:
     """Make BUNDLE the start of more training.
 
     Its weights become the finished runs of FOLDER, from which `gentron-train video --start RUN`
@@ -176,7 +178,7 @@ def unpack(bundle: str, folder: Path) -> None:
     need_train()
     from gentron.train.unpack import unpack as unpack_bundle
 
-    run = unpack_bundle(bundle, folder)
+    run = unpack_bundle(bundle, folder, without_motion=without_motion)
     click.echo(
         f"{folder}: go on with: gentron-train video --folder {folder} --start {run} --run NAME"
     )

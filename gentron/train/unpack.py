@@ -21,11 +21,16 @@ from gentron.train.recipe import NOTES, Recipe
 from gentron.train.video import NAME
 
 
-def unpack(bundle: str, folder: Path) -> str:
+def unpack(bundle: str, folder: Path, *, without_motion: bool = False) -> str:
     """Makes `folder` what it was when `bundle` had been trained, without its pools and optimizers.
 
+    `without_motion` adds what a video model is without its temporal layers as the image run, for
+    temporal layers trained from nothing; that image model draws worse than the video model until it
+    has been trained without them.
+
     Returns the name of the run that training can go on from. Raises RequestError for a folder that
-    already holds a training, and for a bundle that this recipe has not made.
+    already holds a training, for a bundle that this recipe has not made, and for an image model
+    `without_motion`.
     """
     source = locate(bundle)
     if folder.exists() and any(folder.iterdir()):
@@ -42,7 +47,13 @@ def unpack(bundle: str, folder: Path) -> str:
     autoencoder = new_autoencoder()
     autoencoder.load_state_dict(_tensors(source / "vae"))
     transformer = _tensors(source / "transformer")
-    run = NAME if any(".temporal." in name for name in transformer) else IMAGE_RUN
+    still = {name: value for name, value in transformer.items() if ".temporal." not in name}
+    run = NAME if len(still) < len(transformer) else IMAGE_RUN
+    if without_motion and run == IMAGE_RUN:
+        raise RequestError(
+            "model", f"{bundle}: an image model, it has no temporal layers; leave out "
+            "--without-motion"
+        )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     statistics = {"mean": vae["latents_mean"], "std": vae["latents_std"]}
     (folder / STATISTICS).write_text(json.dumps(statistics) + "\n", "utf-8")
@@ -54,9 +65,11 @@ def unpack(bundle: str, folder: Path) -> str:
             "step": recipe.autoencoder_images // recipe.autoencoder_batch,
         }
     )
-    Run(folder, run).save(
-        {"step": 1, "steps": 1, "averaged": transformer, "provenance": provenance}
-    )
+    runs = {run: transformer, **({IMAGE_RUN: still} if without_motion else {})}
+    for name, tensors in runs.items():
+        Run(folder, name).save(
+            {"step": 1, "steps": 1, "averaged": tensors, "provenance": provenance}
+        )
     return run
 
 

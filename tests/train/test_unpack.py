@@ -6,15 +6,18 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gentron.bundle import Bundle, locate
 from gentron.errors import RequestError
 from gentron.model import GenTron
 from gentron.train.autoencoder import train_autoencoder
 from gentron.train.checkpointing import Run
+from gentron.train.denoiser import IMAGE_RUN
 from gentron.train.pools import STATISTICS
 from gentron.train.score import autoencoder_of
 from gentron.train.unpack import unpack
+from gentron.train.video import NAME, from_image_model
 from gentron.train.video_recipe import VIDEO_RECIPES, train_emoji_video
 
 
@@ -55,6 +58,29 @@ def test_latents_keep_their_scale(unpacked):
 def test_a_folder_with_a_training_in_it_is_left_alone(unpacked):
     with pytest.raises(RequestError, match="not empty"):
         unpack("emoji", unpacked[0])
+
+
+def test_without_motion_there_is_an_image_run_too(tmp_path):
+    folder = tmp_path / "run"
+    assert unpack("emoji", folder, without_motion=True) == NAME
+    whole, still = (Run(folder, name).load()["averaged"] for name in (NAME, IMAGE_RUN))
+    assert {n for n in whole if n not in still} == {n for n in whole if ".temporal." in n}
+    assert all(torch.equal(still[name], whole[name]) for name in still)
+    fresh = from_image_model(Bundle.open("emoji").config, still)
+    for block in fresh.denoiser.blocks:
+        assert not block.temporal.to_out.weight.any()
+
+
+def test_an_image_model_has_no_motion_to_leave_out(tmp_path):
+    source, still = locate("emoji"), tmp_path / "still"
+    (still / "transformer").mkdir(parents=True)
+    (still / "vae").symlink_to(source / "vae")
+    (still / "gentron.json").write_bytes((source / "gentron.json").read_bytes())
+    save_file({"a": torch.zeros(1)}, still / "transformer" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(RequestError, match="no temporal layers; leave out --without-motion"):
+        unpack(str(still), tmp_path / "run", without_motion=True)
+    assert not (tmp_path / "run").exists()
+    assert unpack(str(still), tmp_path / "run") == IMAGE_RUN
 
 
 def test_a_bundle_of_another_recipe_is_refused(tmp_path):
