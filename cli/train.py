@@ -176,13 +176,11 @@ def unpack(bundle: str, folder: Path, without_motion: bool) -> None:
     goes on.
     """
     need_train()
-    from gentron.train.denoiser import IMAGE_RUN
     from gentron.train.unpack import unpack as unpack_bundle
 
     run = unpack_bundle(bundle, folder, without_motion=without_motion)
-    start = IMAGE_RUN if without_motion else run
     click.echo(
-        f"{folder}: go on with: gentron-train video --folder {folder} --start {start} --run NAME"
+        f"{folder}: go on with: gentron-train video --folder {folder} --start {run} --run NAME"
     )
 
 

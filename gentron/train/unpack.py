@@ -18,19 +18,18 @@ from gentron.train.checkpointing import Run
 from gentron.train.denoiser import IMAGE_RUN
 from gentron.train.pools import STATISTICS
 from gentron.train.recipe import NOTES, Recipe
-from gentron.train.video import NAME
+from gentron.train.video import NAME, is_temporal
 
 
 def unpack(bundle: str, folder: Path, *, without_motion: bool = False) -> str:
     """Makes `folder` what it was when `bundle` had been trained, without its pools and optimizers.
 
-    `without_motion` adds what a video model is without its temporal layers as the image run, for
-    temporal layers trained from nothing; that image model draws worse than the video model until it
-    has been trained without them.
+    With `without_motion` there is an image run too, the video model less its temporal layers: the
+    start of a training of new ones. It draws worse than the whole until it is trained.
 
-    Returns the name of the run that training can go on from. Raises RequestError for a folder that
-    already holds a training, for a bundle that this recipe has not made, and for an image model
-    `without_motion`.
+    Returns the name of the run to go on from, the image run if there is one. Raises RequestError
+    for a folder that already holds a training, for a bundle that this recipe has not made, and for
+    an image model `without_motion`.
     """
     source = locate(bundle)
     if folder.exists() and any(folder.iterdir()):
@@ -47,7 +46,7 @@ def unpack(bundle: str, folder: Path, *, without_motion: bool = False) -> str:
     autoencoder = new_autoencoder()
     autoencoder.load_state_dict(_tensors(source / "vae"))
     transformer = _tensors(source / "transformer")
-    still = {name: value for name, value in transformer.items() if ".temporal." not in name}
+    still = {name: value for name, value in transformer.items() if not is_temporal(name)}
     run = NAME if len(still) < len(transformer) else IMAGE_RUN
     if without_motion and run == IMAGE_RUN:
         raise RequestError(
@@ -70,7 +69,7 @@ def unpack(bundle: str, folder: Path, *, without_motion: bool = False) -> str:
         Run(folder, name).save(
             {"step": 1, "steps": 1, "averaged": tensors, "provenance": provenance}
         )
-    return run
+    return IMAGE_RUN if without_motion else run
 
 
 def _provenance(source: Path) -> dict[str, Any]:

@@ -78,12 +78,17 @@ class VideoRecipe:
         """`lead`, or what a model with these tensors needs: none if it is a video model already."""
         if self.lead is not None:
             return self.lead
-        return 0 if any(".temporal." in name for name in tensors) else LEAD
+        return 0 if any(map(is_temporal, tensors)) else LEAD
 
 
 def video_config(image: GenTronConfig, *, frames: int = FRAMES, most: int = 16) -> GenTronConfig:
     """The image model's configuration with temporal layers, for up to `most` frames."""
     return replace(image, temporal=True, frame_values=True, sample_frames=frames, max_frames=most)
+
+
+def is_temporal(name: str) -> bool:
+    """Whether the tensor of this name is one that an image model lacks."""
+    return ".temporal." in name
 
 
 def from_image_model(config: GenTronConfig, image: dict[str, Tensor]) -> GenTron:
@@ -95,7 +100,7 @@ def from_image_model(config: GenTronConfig, image: dict[str, Tensor]) -> GenTron
     model = GenTron(config).initialise()
     state = model.state_dict()
     for name in state:
-        if ".temporal." not in name or name in image:
+        if not is_temporal(name) or name in image:
             state[name] = image[name]
     model.load_state_dict(state)
     return model

@@ -6,9 +6,11 @@ import json
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from gentron.bundle import Bundle, locate
+from gentron.cli import train as command
 from gentron.errors import RequestError
 from gentron.model import GenTron
 from gentron.train.autoencoder import train_autoencoder
@@ -62,7 +64,10 @@ def test_a_folder_with_a_training_in_it_is_left_alone(unpacked):
 
 def test_without_motion_there_is_an_image_run_too(tmp_path):
     folder = tmp_path / "run"
-    assert unpack("emoji", folder, without_motion=True) == NAME
+    words = ["unpack", "emoji", "--folder", str(folder), "--without-motion"]
+    ended = CliRunner().invoke(command.cli, words)
+    assert ended.exit_code == 0, ended.output
+    assert f"--start {IMAGE_RUN} " in ended.output
     whole, still = (Run(folder, name).load()["averaged"] for name in (NAME, IMAGE_RUN))
     assert {n for n in whole if n not in still} == {n for n in whole if ".temporal." in n}
     assert all(torch.equal(still[name], whole[name]) for name in still)
