@@ -101,6 +101,9 @@ def emoji(
 @click.option("--lead", type=click.IntRange(min=0), metavar="N",
               help="Of the steps, the first ones: only the ends of clips, forwards and backwards "
               "[300 after an image run, 0 after a video run].")  # fmt: skip
+@click.option("--hard-nouns", type=click.IntRange(min=2), metavar="N",
+              help="Half of the images in a step show the N nouns that --start draws worst, and "
+              "are learned from the data [0].")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of clips, noise and new layers.")  # fmt: skip
 @click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")
@@ -122,6 +125,7 @@ def video(
     motion_free: float | None,
     rate: float | None,
     lead: int | None,
+    hard_nouns: int | None,
     seed: int,
     font: Path | None,
     threads: int | None,
@@ -146,6 +150,7 @@ def video(
         "motion_free": motion_free,
         "rate": rate,
         "lead": lead,
+        "hard_nouns": hard_nouns,
     }
     wanted = replace(
         VIDEO_RECIPES[size], seed=seed, **{n: v for n, v in given.items() if v is not None}

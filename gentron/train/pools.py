@@ -67,15 +67,17 @@ def build_pool(
     *,
     count: int,
     seed: int,
+    only: Sequence[int] | None = None,
 ) -> LatentPool:
     """Draws and encodes `count` scenes in chunks, each saved, so that a stop loses one chunk.
 
-    On the device of the sprites, where the pool stays.
+    Of all nouns, or `only` of those at these places of `names`. On the device of the sprites, where
+    the pool stays.
     """
     device = sprites.device
 
     def scenes_of(index: int) -> list[Scene]:
-        sampler = SceneSampler(names, seed)
+        sampler = SceneSampler(names, seed, only=only)
         sampler.random.seed(f"pool {seed} {index}")
         return sampler.sample(CHUNK)
 

@@ -173,11 +173,22 @@ def near(r: random.Random, centre: float | None, size: float) -> float:
 
 
 class SceneSampler:
-    """Draws scenes from a seeded stream; `state()`/`restore()` make it resumable."""
+    """Draws scenes from a seeded stream; `state()`/`restore()` make it resumable.
 
-    def __init__(self, names: Sequence[str], seed: int, *, pairs: float = 0.4):
+    `only` are the nouns that scenes may show, as places in `names`: all if it is None.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        seed: int,
+        *,
+        pairs: float = 0.4,
+        only: Sequence[int] | None = None,
+    ):
         self.names = list(names)
         self.pairs = pairs
+        self.shown: Sequence[int] = range(len(self.names)) if only is None else list(only)
         self.random = random.Random(seed)
 
     def state(self) -> object:
@@ -206,7 +217,7 @@ class SceneSampler:
 
     def single(self) -> Scene:
         r = self.random
-        noun = r.randrange(len(self.names))
+        noun = self.shown[r.randrange(len(self.shown))]
         name = self.names[noun]
         background = self._background(name)
         subject = article(name) if r.random() < 0.75 else name
@@ -225,7 +236,7 @@ class SceneSampler:
 
     def pair(self) -> Scene:
         r = self.random
-        left, right = r.sample(range(len(self.names)), 2)
+        left, right = r.sample(self.shown, 2)
         background = self._background(self.names[left], self.names[right])
         places = tuple(
             Placement(noun, size := r.uniform(0.5, 0.58), x, r.uniform(size / 2, 1 - size / 2))

@@ -45,6 +45,9 @@ IMAGE_TIMES = (0.8, 1.2)
 # Of images learned from a teacher: what lies between two networks is a tenth of what lies between a
 # network and the data, and would be lost in the noise of the clips' gradients.
 TEACHER_WEIGHT = 4.0
+# Of the images in a step, where a recipe has hard nouns: these show nothing else, and are learned
+# from the data, since what a teacher says of them is what is wrong.
+HARD_SHARE = 0.5
 # The lead: what comes before whole clips are shown. Motion is a frame's place times a word of the
 # caption, a product of two signals that are worthless alone, so a network that hardly hears its
 # frame codes finds nothing to follow. The codes get room in the tokens first, and what is shown
@@ -72,6 +75,7 @@ class VideoRecipe:
     motion_free: float = MOTION_FREE
     rate: float = 5e-4  # the learning rate while it is held
     lead: int | None = None  # steps before clips are shown, see `ends_loss`
+    hard_nouns: int = 0  # shown by a share of the images, see `HARD_SHARE`
     seed: int = 0
 
     def lead_after(self, tensors: Mapping[str, Tensor]) -> int:
@@ -216,6 +220,7 @@ def train_video(
     recipe: VideoRecipe,
     *,
     teacher: Callable[..., Tensor] | None = None,
+    hard: LatentPool | None = None,
     compile: bool = True,
     on_snapshot: Callable[[GenTron, int], None] = lambda model, step: None,
     snapshot_every: float = 600.0,
@@ -226,10 +231,11 @@ def train_video(
 
     `name` is that of the run's files in `folder`. `start` is the state of the model that it
     starts from. With a teacher, called as the model is, images are learned from what it says and
-    not from the data. The lead's steps are `ends_loss`; then every step is an image batch with
+    not from the data; `HARD_SHARE` of them are those of the pool `hard`, learned from the data all
+    the same. The lead's steps are `ends_loss`; then every step is an image batch with
     probability `image_share`, else a batch of clips. The log has `caption_gap` and the losses
-    since the line before; with a teacher, that of images is the squared distance from it. The state
-    keeps `provenance`, for the runs that go on from this one.
+    since the line before; with a teacher, that of images is the squared distance from it. That
+    of hard ones stands beside it. The state keeps `provenance`, for the runs that go on from it.
     """
     run, device = Run(folder, name), images.latents.device
     steps, seed, lead = recipe.steps, recipe.seed, recipe.lead_after(start)
@@ -251,34 +257,33 @@ def train_video(
     if compile:
         compile_blocks(model)
     snapshot_at = started = time.monotonic()
-    first, windows = step, ([], [])
+    first = step
+    pools = images, hard, clips, turned
+    weights = {
+        "loss": 1.0,
+        "image_loss": (TEACHER_WEIGHT if teacher else 1.0) * (1 - HARD_SHARE if hard else 1.0),
+        "hard_loss": HARD_SHARE,
+    }
+    windows: dict[str, list[Tensor]] = {kind: [] for kind in list(weights)[: 3 if hard else 2]}
     while step < steps:
         for group in optimizer.param_groups:
             group["lr"] = _rate(step, steps, recipe.rate, lead)
-        turn = torch.Generator().manual_seed(seed * 7_000_003 + step)
-        is_image = step >= lead and float(torch.rand((), generator=turn)) < recipe.image_share
-        lot = seed * 1_000_003 + step
-        if step < lead:
-            loss = ends_loss(model, clips, turned, LEAD_BATCH, lot)
-        elif is_image:
-            loss = flow_loss(model, images, null, recipe.image_batch, lot, IMAGE_TIMES, teacher)
-        else:
-            loss = clip_loss(model, clips, null, recipe.clip_batch, recipe.motion_free, lot)
+        losses = _losses(model, step, recipe, lead, pools, null, teacher)
         optimizer.zero_grad(set_to_none=True)
-        (loss * TEACHER_WEIGHT if is_image and teacher else loss).backward()
+        torch.stack([weights[kind] * loss for kind, loss in losses.items()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
-        windows[is_image].append(loss.detach())
+        for kind, loss in losses.items():
+            windows[kind].append(loss.detach())
         step += 1
         if step % 50 == 0 or step == steps:
             rate = (time.monotonic() - started) / (step - first)
-            clip_mean, image_mean = (_mean(window) for window in windows)
+            means = {kind: _mean(window) for kind, window in windows.items()}
             gap = caption_gap(averaged, clips, turned)
-            run.log(step=step, loss=clip_mean, image_loss=image_mean, caption_gap=gap,
-                    seconds_per_step=round(rate, 4))  # fmt: skip
-            for window in windows:
+            run.log(step=step, **means, caption_gap=gap, seconds_per_step=round(rate, 4))
+            for window in windows.values():
                 window.clear()
         if run.due() or step == steps:
             run.save(
@@ -295,6 +300,34 @@ def train_video(
             on_snapshot(averaged, step)
             snapshot_at = time.monotonic()
     return averaged.eval()
+
+
+def _losses(
+    model: GenTron,
+    step: int,
+    recipe: VideoRecipe,
+    lead: int,
+    pools: tuple[LatentPool, LatentPool | None, ClipPool, Backwards],
+    null: tuple[Tensor, Tensor, Tensor],
+    teacher: Callable[..., Tensor] | None,
+) -> dict[str, Tensor]:
+    """What this step is learned from, by the names of the log: clips, or images and hard ones."""
+    images, hard, clips, turned = pools
+    lot = recipe.seed * 1_000_003 + step
+    if step < lead:
+        return {"loss": ends_loss(model, clips, turned, LEAD_BATCH, lot)}
+    turn = torch.Generator().manual_seed(recipe.seed * 7_000_003 + step)
+    if float(torch.rand((), generator=turn)) >= recipe.image_share:
+        return {"loss": clip_loss(model, clips, null, recipe.clip_batch, recipe.motion_free, lot)}
+    if hard is None:
+        batch = recipe.image_batch
+        return {"image_loss": flow_loss(model, images, null, batch, lot, IMAGE_TIMES, teacher)}
+    count = max(1, round(recipe.image_batch * HARD_SHARE))
+    rest = max(1, recipe.image_batch - count)
+    return {
+        "image_loss": flow_loss(model, images, null, rest, lot, IMAGE_TIMES, teacher),
+        "hard_loss": flow_loss(model, hard, null, count, lot, IMAGE_TIMES),
+    }
 
 
 def _mean(losses: list[Tensor]) -> float | None:

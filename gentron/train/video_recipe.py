@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,10 +21,12 @@ from gentron.train.checkpoint import write_checkpoint
 from gentron.train.checkpointing import Run
 from gentron.train.clips import FRAMES
 from gentron.train.denoiser import FLOW_TIMESTEPS, IMAGE_RUN, compile_blocks, noise_levels
-from gentron.train.pools import build_backwards, build_clip_pool
+from gentron.train.hard import hard_pool, hardest, missed
+from gentron.train.pools import STATISTICS, LatentPool, build_backwards, build_clip_pool
 from gentron.train.precision import mixed
 from gentron.train.recipe import (
     NOTES,
+    Prepared,
     Recipe,
     best_device,
     decode,
@@ -40,6 +43,8 @@ from gentron.train.video import (
 )
 
 log = logging.getLogger(__name__)
+
+NOUNS = "nouns.txt"  # of a run: those it shows more often
 
 # Watched while training and never used to choose anything.
 WATCHED = (
@@ -97,6 +102,9 @@ def train_emoji_video(
                             ready.pool, count=recipe.clips, seed=recipe.seed)  # fmt: skip
     turned = build_backwards(folder, ready.names, ready.text, count=recipe.clips,
                              seed=recipe.seed, device=device)  # fmt: skip
+    hard = None
+    if recipe.hard_nouns:
+        hard = _hard_pool(folder, name, recipe, ready, state["averaged"])
     watched = ready.text(list(WATCHED))
 
     provenance = {
@@ -127,6 +135,7 @@ def train_emoji_video(
         ready.null,
         recipe,
         teacher=taught,
+        hard=hard,
         compile=compile,
         on_snapshot=snapshot,
         name=name,
@@ -153,6 +162,24 @@ def _taught(state: dict[str, Any], compile: bool) -> GenTron:
     if compile:
         compile_blocks(model)
     return model
+
+
+def _hard_pool(
+    folder: Path, name: str, recipe: VideoRecipe, ready: Prepared, averaged: dict[str, Tensor]
+) -> LatentPool:
+    """Pictures of the nouns that the model which the run starts from draws worst; they and the
+    list of these nouns lie in a folder of the run's."""
+    own = folder / f"{name}-hard"
+    own.mkdir(exist_ok=True)
+    shutil.copyfile(folder / STATISTICS, own / STATISTICS)
+    given = ready.autoencoder, ready.sprites, ready.names, ready.text
+
+    def measure() -> Tensor:
+        return missed(_taught({"averaged": averaged}, compile=False), *given, ready.pool)
+
+    worst = hardest(own / NOUNS, ready.names, recipe.hard_nouns, measure)
+    log.info("hard nouns: %d, see %s", len(worst), own / NOUNS)
+    return hard_pool(own, *given, worst, seed=recipe.seed)
 
 
 @torch.inference_mode()

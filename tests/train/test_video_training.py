@@ -204,6 +204,29 @@ def test_a_teacher_is_learned_from_in_place_of_the_data(trained, pools, turned, 
     assert found[1] == 0 < min(found[0], found[2])
 
 
+def test_hard_nouns_are_learned_from_the_data_beside_the_teacher(trained, pools, turned, tmp_path):
+    images, clips, null = pools
+    hard = replace(images, latents=3 * images.latents, hidden=-images.hidden)
+    seen = []
+
+    def teacher(x, t, hidden, mask, pooled):
+        seen.append(len(x))
+        return trained(x, t, hidden, mask, pooled)
+
+    train_video(tmp_path, video_config(IMAGE, frames=3), trained.state_dict(), images, clips,
+                turned, null, a_recipe(steps=1, image_share=1.0, image_batch=6), teacher=teacher,
+                hard=hard, compile=False)  # fmt: skip
+    logged = json.loads((tmp_path / "video.jsonl").read_text())
+    with torch.no_grad():
+        expected = float(flow_loss(trained, hard, null, 3, 0, IMAGE_TIMES))
+    assert seen == [3]  # the teacher is asked about the other half
+    assert logged["image_loss"] == 0
+    assert logged["hard_loss"] == pytest.approx(expected, rel=1e-2)
+    moved = Run(tmp_path, "video").load(torch.device("cpu"))["model"]
+    before = trained.state_dict()
+    assert any(not torch.equal(moved[name], before[name]) for name in before)
+
+
 def test_the_caption_gap_is_what_the_opposite_caption_costs(pools, turned):
     _, clips, _ = pools
     rows = turned.rows
@@ -304,11 +327,14 @@ def test_the_commands_options_change_the_recipe_and_nothing_else(tmp_path, monke
         lambda folder, recipe, **named: asked.append(recipe),
     )
     words = ["video", "--folder", str(tmp_path), "--recipe", "small", "--steps", "7",
-             "--image-batch", "3", "--clip-batch", "2", "--image-share", "0.5"]  # fmt: skip
+             "--image-batch", "3", "--clip-batch", "2", "--image-share", "0.5",
+             "--hard-nouns", "9"]  # fmt: skip
     ended = CliRunner().invoke(command.cli, words)
     assert ended.exit_code == 0, ended.output
     small = VIDEO_RECIPES["small"]
-    assert asked == [replace(small, steps=7, image_batch=3, clip_batch=2, image_share=0.5)]
+    assert asked == [
+        replace(small, steps=7, image_batch=3, clip_batch=2, image_share=0.5, hard_nouns=9)
+    ]
 
 
 def test_watching_follows_equation_6(trained, pools):
