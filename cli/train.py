@@ -103,7 +103,7 @@ def emoji(
               "[300 after an image run, 0 after a video run].")  # fmt: skip
 @click.option("--hard-nouns", type=click.IntRange(min=2), metavar="N",
               help="Half of the images in a step show the N nouns that --start draws worst, and "
-              "are learned from the data [0].")  # fmt: skip
+              "are learned from the data [none].")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of clips, noise and new layers.")  # fmt: skip
 @click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")

@@ -1,4 +1,4 @@
-"""What a model draws worst: found by its own loss, and drawn again as a pool for more training."""
+"""What a model draws worst, by its own loss: for more training of just that."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from torch import Tensor
 
 from gentron.errors import RequestError
 from gentron.train.denoiser import FLOW_TIMESTEPS
-from gentron.train.pools import CHUNK, LatentPool, build_pool, embed, encode
+from gentron.train.pools import LatentPool, embed, encode
 from gentron.train.precision import mixed
 from gentron.train.report import write_text
-from gentron.train.scenes import COLORS, Placement, Scene, article, draw
+from gentron.train.scenes import Placement, Scene, article, draw
 from gentron.train.text import FrozenText
 
 # Where `missed` compares: what is drawn here comes from the caption, and the rest is detail.
 MISSED_TIME = 0.95
 MISSED_SIZES = (0.72, 0.9)  # of the picture's side, both in its centre
 BATCH = 64
-IMAGES_PER_NOUN = 48  # of the pool
 
 
 @torch.inference_mode()
@@ -45,8 +44,7 @@ def missed(
         for size in MISSED_SIZES
     ]
     mean, std = (value[:, None, None] for value in (pool.mean, pool.std))
-    white = torch.tensor(COLORS["white"], device=device).view(1, 3, 1, 1) / 127.5 - 1
-    empty = (encode(autoencoder, white.expand(1, 3, *sprites.shape[-2:])) - mean) / std
+    empty = (encode(autoencoder, draw([Scene((), "white", "")], sprites)) - mean) / std
     generator = torch.Generator(device).manual_seed(0)
     noise = torch.randn(empty.shape, generator=generator, device=device)
     shares = []
@@ -90,18 +88,3 @@ def hardest(
             "another --run"
         )  # fmt: skip
     return [places[name] for name in kept]
-
-
-def hard_pool(
-    folder: Path,
-    autoencoder: torch.nn.Module,
-    sprites: Tensor,
-    names: list[str],
-    text: FrozenText,
-    hard: Sequence[int],
-    *,
-    seed: int,
-) -> LatentPool:
-    """As `build_pool`, of scenes that show nothing but `hard`; chunks lie in `folder`/pool."""
-    count = -(-len(hard) * IMAGES_PER_NOUN // CHUNK) * CHUNK
-    return build_pool(folder, autoencoder, sprites, names, text, count=count, seed=seed, only=hard)

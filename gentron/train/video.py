@@ -75,7 +75,7 @@ class VideoRecipe:
     motion_free: float = MOTION_FREE
     rate: float = 5e-4  # the learning rate while it is held
     lead: int | None = None  # steps before clips are shown, see `ends_loss`
-    hard_nouns: int = 0  # shown by a share of the images, see `HARD_SHARE`
+    hard_nouns: int | None = None  # shown by a share of the images, see `HARD_SHARE`
     seed: int = 0
 
     def lead_after(self, tensors: Mapping[str, Tensor]) -> int:
@@ -259,12 +259,11 @@ def train_video(
     snapshot_at = started = time.monotonic()
     first = step
     pools = images, hard, clips, turned
-    weights = {
-        "loss": 1.0,
-        "image_loss": (TEACHER_WEIGHT if teacher else 1.0) * (1 - HARD_SHARE if hard else 1.0),
-        "hard_loss": HARD_SHARE,
-    }
-    windows: dict[str, list[Tensor]] = {kind: [] for kind in list(weights)[: 3 if hard else 2]}
+    weights = {"loss": 1.0, "image_loss": TEACHER_WEIGHT if teacher else 1.0}
+    if hard:
+        weights["image_loss"] *= 1 - HARD_SHARE
+        weights["hard_loss"] = HARD_SHARE
+    windows: dict[str, list[Tensor]] = {kind: [] for kind in weights}
     while step < steps:
         for group in optimizer.param_groups:
             group["lr"] = _rate(step, steps, recipe.rate, lead)

@@ -21,8 +21,15 @@ from gentron.train.checkpoint import write_checkpoint
 from gentron.train.checkpointing import Run
 from gentron.train.clips import FRAMES
 from gentron.train.denoiser import FLOW_TIMESTEPS, IMAGE_RUN, compile_blocks, noise_levels
-from gentron.train.hard import hard_pool, hardest, missed
-from gentron.train.pools import STATISTICS, LatentPool, build_backwards, build_clip_pool
+from gentron.train.hard import hardest, missed
+from gentron.train.pools import (
+    CHUNK,
+    STATISTICS,
+    LatentPool,
+    build_backwards,
+    build_clip_pool,
+    build_pool,
+)
 from gentron.train.precision import mixed
 from gentron.train.recipe import (
     NOTES,
@@ -45,6 +52,7 @@ from gentron.train.video import (
 log = logging.getLogger(__name__)
 
 NOUNS = "nouns.txt"  # of a run: those it shows more often
+IMAGES_PER_NOUN = 48  # of these, in a pool of their own
 
 # Watched while training and never used to choose anything.
 WATCHED = (
@@ -111,7 +119,7 @@ def train_emoji_video(
         "recipe": "gentron-train emoji, gentron-train video",
         **vars(images),
         **{k: v for k, v in state.get("provenance", {}).items() if k != "recipe"},
-        **{f"{name}_{key}": value for key, value in vars(recipe).items()},
+        **{f"{name}_{key}": value for key, value in vars(recipe).items() if value is not None},
         **({f"{name}_teacher": teacher} if teacher else {}),
         f"{name}_hardware": hardware(device),
     }
@@ -179,7 +187,8 @@ def _hard_pool(
 
     worst = hardest(own / NOUNS, ready.names, recipe.hard_nouns, measure)
     log.info("hard nouns: %d, see %s", len(worst), own / NOUNS)
-    return hard_pool(own, *given, worst, seed=recipe.seed)
+    count = -(-len(worst) * IMAGES_PER_NOUN // CHUNK) * CHUNK
+    return build_pool(own, *given, count=count, seed=recipe.seed, only=worst)
 
 
 @torch.inference_mode()
