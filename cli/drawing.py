@@ -27,7 +27,7 @@ Command = Callable[..., None]
 
 SAMPLING = (
     click.option("--steps", type=int, help="Denoising steps."),
-    click.option("--solver", help="ddim, ddpm, dpm++2m, unipc, lcm, dmd or euler."),
+    click.option("--solver", help="ddim, ddpm, dpm++2m, unipc, lcm, dmd, euler or euler-churn."),
     click.option("--guidance", type=float, help="How strictly to follow the prompt; 1 is off."),
     click.option("--guidance-interval", type=Levels(),
                  help="Guide only where LO < sigma <= HI; the other steps cost one row."),

@@ -174,7 +174,7 @@ def _score(
 
 def run_sweep(request: Request) -> None:
     from gentron.runtime import Pipeline
-    from gentron.solvers import solvers_for
+    from gentron.solvers import solver_table, solvers_for
     from gentron.train import prompts, report, sweep
     from gentron.train.tables import aligned, guidance_rows, sweep_rows
 
@@ -197,6 +197,10 @@ def run_sweep(request: Request) -> None:
         def model(cell: sweep.Cell) -> Artist:
             return Drawer(pipe, request.seed, cell._asdict()).artist("nouns")
 
+        def walk(cell: sweep.Cell) -> tuple[bytes, bytes, float]:
+            table = solver_table(cell.solver, pipe.bundle.schedule, cell.steps)
+            return table.timesteps.tobytes(), table.updates.tobytes(), cell.guidance
+
         with part_progress(len(cells) * len(asked["nouns"])) as advance:
             found = sweep.run_sweep(
                 cells, asked["nouns"], scorer, model, settings, folder,
@@ -204,6 +208,7 @@ def run_sweep(request: Request) -> None:
                     f"{cell.solver}, {cell.steps} steps, guidance {cell.guidance:g}",
                     done, len(asked["nouns"]),
                 ),
+                walk=walk,
             )  # fmt: skip
     say(f"first choice, {settings['sample']} nouns, guidance {options['guidance']:g}")
     say(aligned(sweep_rows(found)))

@@ -28,6 +28,7 @@ FLOW_START_MARGIN = 1e-6
 # With fewer steps than this, `lower_order_final` ends 2M with a first-order step (as in diffusers).
 FEW_STEPS = 15
 DMD_TIMESTEP = 400  # PixArt-alpha's DMD checkpoints
+CHURNED = 0.85  # the noise level above which "euler-churn" replaces noise
 LCM_SIGMA_DATA = 0.5  # Luo et al. 2023, arXiv 2310.04378, and diffusers
 
 
@@ -158,6 +159,32 @@ def euler(schedule: NoiseSchedule, steps: int) -> tuple[Path, Float64Array]:
     rows = _unit_rows(steps, 0)
     rows[:, PREDICTION] = np.diff(path.sigma)
     return path, _memoryless(rows)
+
+
+def euler_churn(schedule: NoiseSchedule, steps: int) -> tuple[Path, Float64Array]:
+    """Euler's steps, whose noise is replaced by fresh noise while there is little but noise.
+
+    What a picture shows is settled in the first steps, from noise that a network may misread and
+    never gets rid of. So above sigma = `CHURNED` a step keeps no more of it than DDPM's posterior
+    does (DDIM's eq. 16 at eta = 1, which needs nothing but alpha / sigma). Below it is Euler's:
+    there, fresh noise would spoil what is drawn already. Karras et al. 2022, arXiv 2206.00364,
+    algorithm 2, add noise in a range of levels alone as well.
+    """
+    path, _ = euler(schedule, steps)
+    alpha, sigma, next_alpha, next_sigma = (
+        path.alpha[:-1], path.sigma[:-1], path.alpha[1:], path.sigma[1:]
+    )  # fmt: skip
+    data = _data_rows(schedule, alpha, sigma)
+    # (alpha sigma' / (sigma alpha'))^2 is what of the noise's variance a step keeps.
+    posterior = alpha * next_sigma / (sigma * next_alpha)
+    kept = next_sigma * np.where(sigma > CHURNED, posterior, 1.0)
+    fresh = np.sqrt(np.maximum(next_sigma**2 - kept**2, 0.0))
+    latents = _mix(  # DDIM's eq. 12, with eps = (x - alpha m) / sigma
+        (kept / sigma, _unit_rows(steps, 0)),
+        (next_alpha - kept * alpha / sigma, data),
+        (fresh, _unit_rows(steps, NOISE)),
+    )
+    return path, _memoryless(latents)
 
 
 def ddim(schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> tuple[Path, Float64Array]:

@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 
 from gentron.errors import BundleError, RequestError
 from gentron.schedule import Float64Array, NoiseSchedule, Prediction
-from gentron.solver_coefficients import NOISE, Path, ddim, ddpm, dmd, dpm_2m, euler, lcm, unipc
+from gentron.solver_coefficients import (
+    NOISE,
+    Path,
+    ddim,
+    ddpm,
+    dmd,
+    dpm_2m,
+    euler,
+    euler_churn,
+    lcm,
+    unipc,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +116,10 @@ def _check_eta(name: str, solver: Solver, schedule: NoiseSchedule, eta: float) -
     if type(eta) not in (int, float) or not 0.0 <= eta <= 1.0:
         raise RequestError("eta", f"must be a number from 0 to 1, got {eta!r}")
     if eta and schedule.is_flow:
-        raise RequestError("eta", f"no solver of a flow model takes it, got {eta}; leave it at 0")
+        raise RequestError(
+            "eta",
+            f"no solver of a flow model takes it, got {eta}; leave it at 0, or use euler-churn",
+        )
     if eta and not solver.takes_eta:
         raise RequestError("eta", f"{name} takes none, got {eta}; leave it at 0, or use ddim")
 
@@ -123,4 +137,7 @@ SOLVERS: dict[str, Solver] = {
         "the one step of a DMD student", _VARIANCE_PRESERVING, dmd, clips=True, only_steps=1
     ),
     "euler": Solver("Euler's method on the flow", ("flow_prediction",), euler),
+    "euler-churn": Solver(
+        "the same, with fresh noise in the noisiest steps", ("flow_prediction",), euler_churn
+    ),
 }

@@ -28,7 +28,7 @@ class Extension(BaseModel):
     seed: StrictInt | None = Field(None, description="0 to 2**64 - 1; image k has seed + k")
     steps: StrictInt | None = Field(None, description="denoising steps")
     solver: StrictStr | None = Field(
-        None, description="ddim, ddpm, dpm++2m, unipc, lcm, dmd, euler"
+        None, description="ddim, ddpm, dpm++2m, unipc, lcm, dmd, euler, euler-churn"
     )
     eta: float | None = Field(None, description="ddim's share of fresh noise, 0 to 1")
     guidance: float | None = Field(None, description="lambda_T of equation 6; 1 is off")

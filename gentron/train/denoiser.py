@@ -165,7 +165,7 @@ def sigmoid_normal(count: int, times: tuple[float, float], generator: torch.Gene
 
 
 def noise_levels(steps: int) -> Tensor:
-    """Those that the packaged model's Euler walks through, from 1 to 0: float32 [steps + 1]."""
+    """Those that the packaged model walks through, from 1 to 0: float32 [steps + 1]."""
     schedule = NoiseSchedule.from_config(EMOJI.scheduler)
     levels = schedule.sigmas(solver_table("euler", schedule, steps).timesteps)
     return torch.tensor([*levels, 0.0], dtype=torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,11 +48,19 @@ def run_sweep(
     settings: Mapping[str, Any],
     folder: Path | None,
     watch: Callable[[Cell, int], None] = lambda cell, done: None,
+    walk: Callable[[Cell], Hashable] = lambda cell: cell,
 ) -> dict[str, Any]:
-    """Scores every cell. With a folder, each finished cell is kept there and not drawn again."""
+    """Scores every cell. With a folder, each finished cell is kept there and not drawn again.
+
+    Cells of which `walk` says the same draw the same pictures, as DDIM and Euler's method on a flow
+    do: they are drawn once.
+    """
     found = _kept(folder, settings)
+    walked: dict[Hashable, Cell] = {}
     for cell in cells:
-        if cell in found:
+        twin = walked.setdefault(walk(cell), cell)
+        if twin in found:
+            found.setdefault(cell, found[twin])
             watch(cell, len(prompts))
         else:
             seen = []

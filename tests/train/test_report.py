@@ -212,6 +212,23 @@ def test_a_sweep_says_which_solver_is_good_and_goes_on_after_a_stop(swept, tmp_p
     assert len(drawn) == len(found["cells"])
 
 
+def test_what_walks_alike_is_drawn_once(scorer, font_sprites, tmp_path):
+    prompts = [Prompt("a cat", (("cat",),))]
+    cells = [Cell(name, 8, scale) for name in ("ddim", "euler", "unipc") for scale in (1.0, 4.0)]
+    drawn = []
+
+    def model(cell):
+        drawn.append(cell)
+        return real(font_sprites, nouns(), 3) if cell.guidance == 4 else noise(0)
+
+    settings = {**SETTINGS, "solver": "euler", "sample": 1}
+    found = run_sweep(cells, prompts, scorer, model, settings, tmp_path,
+                      walk=lambda cell: (cell.solver == "unipc", cell.guidance))  # fmt: skip
+    assert drawn == [*cells[:2], *cells[4:]]
+    assert [cell["solver"] for cell in found["cells"]] == [cell.solver for cell in cells]
+    assert [cell["object"] for cell in found["cells"]] == [0.0, 1.0] * 3
+
+
 def test_a_card_without_a_report_says_so_and_says_how_to_get_one(checkpoint):
     assert write_card(checkpoint) == [checkpoint / "README.md"]
     text = (checkpoint / "README.md").read_text("utf-8")

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from gentron.bundle import locate
-from gentron.cli import train
+from gentron.cli import score, train
 from gentron.cli.common import run_command
 from gentron.runtime.image_file import read_metadata
 from gentron.train import scenes
@@ -78,11 +78,12 @@ def test_a_second_run_into_the_same_folder_draws_nothing_again(gentron_train, tm
 
 
 def test_other_settings_draw_the_pictures_anew(gentron_train, tmp_path):
-    for steps in (1, 2):
+    for steps, solver in ((1, "euler-churn"), (2, "euler-churn"), (2, "euler")):
         assert gentron_train("score", "--sets", "nouns", "--sample", 1, "--steps", steps,
-                             "--report", "report")[0] == 0  # fmt: skip
+                             "--solver", solver, "--report", "report")[0] == 0  # fmt: skip
         (picture,) = (tmp_path / "report" / "pictures" / "nouns").iterdir()
-        assert read_metadata(picture)["steps"] == steps
+        drawn_with = read_metadata(picture)
+        assert (drawn_with["steps"], drawn_with["solver"]) == (steps, solver)
 
 
 def test_sweep_writes_its_tables_beside_the_report(gentron_train, tmp_path, monkeypatch):
@@ -90,11 +91,25 @@ def test_sweep_writes_its_tables_beside_the_report(gentron_train, tmp_path, monk
 
     monkeypatch.setattr(sweep, "STEP_COUNTS", (1, 2))
     monkeypatch.setattr(sweep, "GUIDANCES", (1.0, 4.0))
+    drawn, artist = [], score.Drawer.artist
+
+    def noted(self, name):
+        drawn.append(tuple(self.options.values()))
+        return artist(self, name)
+
+    monkeypatch.setattr(score.Drawer, "artist", noted)
     code, out, err = gentron_train("sweep", "--sample", 1, "--steps", 1, "--report", "report")
     assert code == 0, err
     found = json.loads((tmp_path / "report" / "sweep.json").read_text("utf-8"))
-    assert {cell["solver"] for cell in found["cells"]} == {"ddim", "dpm++2m", "unipc", "euler"}
-    assert len(found["cells"]) == 4 * 2 + 1
+    scored = {(cell["solver"], cell["steps"], cell["guidance"]): cell for cell in found["cells"]}
+    assert {name for name, *_ in scored} == {"ddim", "dpm++2m", "unipc", "euler", "euler-churn"}
+    assert len(scored) == len(found["cells"]) == 5 * 2 + 1
+    # DDIM draws the same; and a single step has no noise to replace.
+    alike = {("euler", 1, 4.0), ("euler", 2, 4.0), ("euler-churn", 1, 4.0)}
+    assert {*scored} - {*drawn} == alike
+    for steps in (1, 2):
+        one, other = ({**scored[name, steps, 4.0], "solver": ""} for name in ("ddim", "euler"))
+        assert one == other
     assert "1 steps" in out.splitlines()[1]
     assert (tmp_path / "report" / "sweep.md").is_file()
 
