@@ -191,9 +191,8 @@ EMOJI = ModelSpec(
     vae={"_class_name": "AutoencoderDC"},  # trained here: gentron.train.autoencoder has its shape
     # More steps where there is most noise, where a caption decides.
     scheduler={**FLOW, "shift": 3.0},
-    defaults=SamplingDefaults(
-        "euler-churn", 8, 4.0
-    ),  # more steps draw the same, see the model card
+    # More steps draw no better, see the model card.
+    defaults=SamplingDefaults("euler-churn", 8, 4.0),
     note="trained on composed pictures of emoji; ships with the package",
 )
 

@@ -147,6 +147,23 @@ def _memoryless(latents: Float64Array) -> Float64Array:
     return updates
 
 
+def _renoised(
+    schedule: NoiseSchedule,
+    alpha: Float64Array,
+    sigma: Float64Array,
+    next_alpha: Float64Array,
+    kept: Float64Array,
+    fresh: Float64Array,
+) -> Float64Array:
+    """`alpha' m + kept eps + fresh noise` with eps = (x - alpha m) / sigma: DDIM's eq. 12 (Song et
+    al. 2021, arXiv 2010.02502)."""
+    return _mix(
+        (kept / sigma, _unit_rows(len(alpha), 0)),
+        (next_alpha - kept * alpha / sigma, _data_rows(schedule, alpha, sigma)),
+        (fresh, _unit_rows(len(alpha), NOISE)),
+    )
+
+
 def euler(schedule: NoiseSchedule, steps: int) -> tuple[Path, Float64Array]:
     """x' = x + (sigma' - sigma) v, over FlowMatchEulerDiscreteScheduler's steps.
 
@@ -166,25 +183,17 @@ def euler_churn(schedule: NoiseSchedule, steps: int) -> tuple[Path, Float64Array
 
     What a picture shows is settled in the first steps, from noise that a network may misread and
     never gets rid of. So above sigma = `CHURNED` a step keeps no more of it than DDPM's posterior
-    does (DDIM's eq. 16 at eta = 1, which needs nothing but alpha / sigma). Below it is Euler's:
-    there, fresh noise would spoil what is drawn already. Karras et al. 2022, arXiv 2206.00364,
-    algorithm 2, add noise in a range of levels alone as well.
+    does (DDIM's eq. 16 at eta = 1, which needs nothing but alpha / sigma). Below, it is Euler's.
+    Karras et al. 2022, arXiv 2206.00364, algorithm 2, add noise in a range of levels alone as well.
     """
     path, _ = euler(schedule, steps)
-    alpha, sigma, next_alpha, next_sigma = (
-        path.alpha[:-1], path.sigma[:-1], path.alpha[1:], path.sigma[1:]
-    )  # fmt: skip
-    data = _data_rows(schedule, alpha, sigma)
+    alpha, sigma = path.alpha[:-1], path.sigma[:-1]
+    next_alpha, next_sigma = path.alpha[1:], path.sigma[1:]
     # (alpha sigma' / (sigma alpha'))^2 is what of the noise's variance a step keeps.
     posterior = alpha * next_sigma / (sigma * next_alpha)
     kept = next_sigma * np.where(sigma > CHURNED, posterior, 1.0)
     fresh = np.sqrt(np.maximum(next_sigma**2 - kept**2, 0.0))
-    latents = _mix(  # DDIM's eq. 12, with eps = (x - alpha m) / sigma
-        (kept / sigma, _unit_rows(steps, 0)),
-        (next_alpha - kept * alpha / sigma, data),
-        (fresh, _unit_rows(steps, NOISE)),
-    )
-    return path, _memoryless(latents)
+    return path, _memoryless(_renoised(schedule, alpha, sigma, next_alpha, kept, fresh))
 
 
 def ddim(schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> tuple[Path, Float64Array]:
@@ -205,12 +214,8 @@ def ddim(schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> tuple[Path, F
     next_alpha, next_variance = np.sqrt(next_bar), 1.0 - next_bar
     variance = eta**2 * next_variance / sigma**2 * (1.0 - alpha**2 / next_bar)  # eq. 16
     kept = np.sqrt(np.maximum(next_variance - variance, 0.0))  # of the direction to x
-    latents = _mix(  # eq. 12 with eps = (x - alpha m) / sigma
-        (kept / sigma, _unit_rows(steps, 0)),
-        (next_alpha - kept * alpha / sigma, _data_rows(schedule, alpha, sigma)),
-        (np.sqrt(np.maximum(variance, 0.0)), _unit_rows(steps, NOISE)),
-    )
-    return path, _memoryless(latents)
+    fresh = np.sqrt(np.maximum(variance, 0.0))
+    return path, _memoryless(_renoised(schedule, alpha, sigma, next_alpha, kept, fresh))
 
 
 def ddpm(schedule: NoiseSchedule, steps: int) -> tuple[Path, Float64Array]:
