@@ -98,6 +98,8 @@ def emoji(
               help="Share of clips whose frames see only themselves [0.15].")  # fmt: skip
 @click.option("--rate", type=click.FloatRange(0, min_open=True),
               help="Learning rate while it is held [0.0005].")  # fmt: skip
+@click.option("--optimizer", type=click.Choice(("muon", "adamw")), help="Of the blocks' matrices "
+              "[muon]; all else is AdamW's.")  # fmt: skip
 @click.option("--lead", type=click.IntRange(min=0), metavar="N",
               help="Of the steps, the first ones: only the ends of clips, forwards and backwards "
               "[300 after an image run, 0 after a video run].")  # fmt: skip
@@ -124,6 +126,7 @@ def video(
     clip_batch: int | None,
     motion_free: float | None,
     rate: float | None,
+    optimizer: str | None,
     lead: int | None,
     hard_nouns: int | None,
     seed: int,
@@ -149,6 +152,7 @@ def video(
         "clip_batch": clip_batch,
         "motion_free": motion_free,
         "rate": rate,
+        "optimizer": optimizer,
         "lead": lead,
         "hard_nouns": hard_nouns,
     }

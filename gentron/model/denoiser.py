@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -19,6 +21,9 @@ from gentron.model.layers import (
     modulate,
     sinusoid,
 )
+
+# Keys and values of a block, and their bias: what `CrossAttention` takes.
+TextOfBlock = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class Block(nn.Module):
@@ -44,7 +49,7 @@ class Block(nn.Module):
         x: Tensor,
         modulation: Tensor,
         text: tuple[Tensor, Tensor] | None,
-        motion: tuple[Tensor, Tensor] | None,
+        motion: tuple[Tensor, Tensor | None] | None,
     ) -> Tensor:
         """x [R, F, N, D]; modulation [R, 6, D]; text is (keys and values, bias), motion is
         (frame code, mask); each as its attention takes it."""
@@ -88,7 +93,7 @@ class Denoiser(nn.Module):
 
         latents [R, F, C, h, w]; modulation [T, depth, 6, D]; final_modulation [T, 2, D]; one pair
         (text_kv [U, blocks_i, 2, heads, L_i, d], text_bias [U, 1, 1, L_i]) per encoder;
-        frame_places [F], 0 to F - 1 unless told.
+        frame_places [F], 0 to F - 1 unless told. Without `row_text`, row r has text r.
         """
         config, dtype = self.config, self.patchify.weight.dtype
         p = config.patch
@@ -106,23 +111,20 @@ class Denoiser(nn.Module):
         )
         x = self.patchify(patches.to(dtype)) + position.to(dtype)  # [R, F, N, D]
         rows = modulation.index_select(0, row_modulation)  # [R, depth, 6, D]
-        biases = [bias.index_select(0, row_text) for _, bias in text_tables]
         motion = None
         if config.temporal:
             assert row_motion_free is not None
             if frame_places is None:
                 frame_places = torch.arange(frames, device=latents.device)
             code = frame_code(frame_places, config.width).to(dtype)
-            motion = code, motion_bias(row_motion_free, frames, dtype)
+            alone = self.training and frames == 1  # a graph that is traced takes any number
+            motion = code, None if alone else motion_bias(row_motion_free, frames, dtype)
+        texts = [
+            _own_texts(*tables) if row_text is None else _gathered_texts(*tables, row_text)
+            for tables in text_tables
+        ]
         for index, block in enumerate(self.blocks):
-            text = None
-            if text_tables:
-                assert row_text is not None
-                encoder = index % len(text_tables)
-                table = text_tables[encoder][0]
-                page = row_text * table.shape[1] + index // len(text_tables)
-                # A gather, never `table[:, index]`: that copies every text of the table.
-                text = table.flatten(0, 1).index_select(0, page), biases[encoder]
+            text = texts[index % len(texts)](index // len(texts)) if texts else None
             x = block(x, rows[:, index], text, motion)
         shift, scale = final_modulation.index_select(0, row_modulation)[:, :, None, None].unbind(1)
         out = self.final(modulate(layer_norm(at_least_float32(x)), shift, scale))
@@ -165,6 +167,25 @@ class Denoiser(nn.Module):
         next_state = (update @ terms.flatten(2)).reshape(state.shape)
         bad = next_state.flatten(1).isfinite().logical_not().any(dim=1)
         return next_state, bad
+
+
+def _gathered_texts(table: Tensor, bias: Tensor, row_text: Tensor) -> TextOfBlock:
+    """table [U, blocks, 2, heads, L, d], bias [U, 1, 1, L], row_text [R]."""
+    row_bias = bias.index_select(0, row_text)
+
+    def text(block: int) -> tuple[Tensor, Tensor]:
+        # A gather, never `table[:, block]`: that copies every text of the table.
+        page = row_text * table.shape[1] + block
+        return table.flatten(0, 1).index_select(0, page), row_bias
+
+    return text
+
+
+def _own_texts(table: Tensor, bias: Tensor) -> TextOfBlock:
+    """table [R, blocks, 2, heads, L, d], bias [R, 1, 1, L]: the gradient of a gather would be a
+    whole table for every block."""
+    pages = table.unbind(1)
+    return lambda block: (pages[block], bias)
 
 
 def frame_code(places: Tensor, width: int) -> Tensor:

@@ -74,7 +74,7 @@ class GenTron(nn.Module):
         if self.config.temporal and motion_free is None:
             motion_free = torch.zeros_like(rows, dtype=torch.bool)
         return self.denoiser.predict(
-            latents, modulation, final_modulation, rows, rows, motion_free, tables, frame_places
+            latents, modulation, final_modulation, rows, None, motion_free, tables, frame_places
         )
 
 

@@ -105,8 +105,11 @@ class TemporalAttention(nn.Module):
         self.norm_k = head_norm(qk_norm, width // heads)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, frame_code: Tensor, bias: Tensor) -> Tensor:
-        """x [R, F, N, D] normalised; frame_code [F, 1, D]; bias [R, 1, 1, F, F]."""
+    def forward(self, x: Tensor, frame_code: Tensor, bias: Tensor | None) -> Tensor:
+        """x [R, F, N, D] normalised; frame_code [F, 1, D]; bias [R, 1, 1, F, F], or None for
+        frames that all see themselves alone."""
+        if bias is None:
+            return self.to_out(self.to_v(x))
         placed = x + frame_code
         values = placed if self.frame_values else x
         q, k, v = (

@@ -56,6 +56,7 @@ GOING_ON = {  # the same of the video runs that went on from there, behind the r
     "image_share": "share of the others that see pictures",
     "clip_batch": "clips in a step that sees clips",
     "image_batch": "pictures in a step that sees pictures",
+    "optimizer": "optimizer of the blocks' matrices",
     "hard_nouns": "nouns that half of the pictures show, those drawn worst",
     "teacher": "run whose model taught pictures",
     "clips": "clips in the pool",

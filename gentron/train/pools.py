@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def build_pool(
         latents = torch.cat([encode(autoencoder, batch) for batch in pictures])
         return {"latents": latents.half(), **embed(text, [scene.caption for scene in scenes])}
 
-    joined = chunked(folder / "pool", count // CHUNK, chunk, device, scenes_of(0))
+    joined = chunked(folder / of_seed("pool", seed), count // CHUNK, chunk, device, scenes_of(0))
     raw = joined.pop("latents").float()
     mean, std = statistics(folder / STATISTICS, raw)
     normalised = (raw - mean[:, None, None]) / std[:, None, None]
@@ -120,7 +121,9 @@ def build_clip_pool(
         return {"latents": torch.cat(latents).half(), **embed(text, [c.caption for c in clips])}
 
     first = _clips(names, seed, 0)
-    joined = chunked(folder / "clips", count // CLIPS_CHUNK, chunk, sprites.device, first)
+    joined = chunked(
+        folder / of_seed("clips", seed), count // CLIPS_CHUNK, chunk, sprites.device, first
+    )
     raw = joined.pop("latents").float()
     normalised = (raw - images.mean[:, None, None]) / images.std[:, None, None]
     return ClipPool(latents=normalised.half(), **joined)
@@ -145,7 +148,9 @@ def build_backwards(
         return {"rows": torch.tensor(rows) + index * CLIPS_CHUNK, **embed(text, captions)}
 
     first = _clips(names, seed, 0)
-    joined = chunked(folder / "backwards", count // CLIPS_CHUNK, chunk, device, first)
+    joined = chunked(
+        folder / of_seed("backwards", seed), count // CLIPS_CHUNK, chunk, device, first
+    )
     return Backwards(**joined)
 
 
@@ -153,6 +158,11 @@ def _clips(names: list[str], seed: int, index: int) -> list[Clip]:
     sampler = ClipSampler(names, seed)
     sampler.random.seed(f"clips {seed} {index}")
     return sampler.sample(CLIPS_CHUNK)
+
+
+def of_seed(name: str, seed: int) -> str:
+    """What a pool's folder is called: `pool`, `pool-3`."""
+    return f"{name}-{seed}" if seed else name
 
 
 def statistics(file: Path, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,6 +223,20 @@ def chunked(
         torch.save(chunks[-1], file.with_suffix(".tmp"))
         file.with_suffix(".tmp").replace(file)
     return {key: torch.cat([chunk.pop(key) for chunk in chunks]) for key in list(chunks[0])}
+
+
+Texts = TypeVar("Texts", LatentPool, ClipPool, Backwards)
+
+
+def without_padding(pool: Texts, tokens: int) -> Texts:
+    """The pool with its captions cut to so many tokens; see `longest`."""
+    return replace(pool, hidden=pool.hidden[:, :tokens], mask=pool.mask[:, :tokens])
+
+
+def longest(*pools: LatentPool | ClipPool | Backwards | None) -> int:
+    """Tokens of the longest caption of all pools, rounded up to a multiple of 8."""
+    tokens = max(int(pool.mask.sum(1).max()) for pool in pools if pool is not None)
+    return -(-tokens // 8) * 8
 
 
 def captions(

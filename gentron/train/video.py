@@ -30,7 +30,15 @@ from gentron.train.denoiser import (
     flow_loss,
     sigmoid_normal,
 )
-from gentron.train.pools import Backwards, ClipPool, LatentPool, captions
+from gentron.train.optimizers import MUON, optimizers, step_all
+from gentron.train.pools import (
+    Backwards,
+    ClipPool,
+    LatentPool,
+    captions,
+    longest,
+    without_padding,
+)
 from gentron.train.precision import mixed
 
 MOTION_FREE = 0.15  # between the 0.1 and 0.2 that section 3.3.2 gives
@@ -41,7 +49,7 @@ EMA_DECAY = 0.998
 # given noise hides: the 16,384 of a clip stand out of it up to about t = 0.99, where sampling takes
 # its first step. What trains below that may learn to read the direction off the noise instead.
 CLIP_TIMES = (2.5, 1.5)
-IMAGE_TIMES = (0.8, 1.2)
+IMAGE_TIMES = (1.2, 1.2)
 # Of images learned from a teacher: what lies between two networks is a tenth of what lies between a
 # network and the data, and would be lost in the noise of the clips' gradients.
 TEACHER_WEIGHT = 4.0
@@ -75,6 +83,7 @@ class VideoRecipe:
     motion_free: float = MOTION_FREE
     rate: float = 5e-4  # the learning rate while it is held
     lead: int | None = None  # steps before clips are shown, see `ends_loss`
+    optimizer: str = MUON  # of `optimizers.OPTIMIZERS`
     hard_nouns: int | None = None  # shown by a share of the images, see `HARD_SHARE`
     seed: int = 0
 
@@ -245,19 +254,23 @@ def train_video(
         make_room_for_frame_codes(model, clips.latents.shape[1], seed)
     model = model.to(device)
     averaged = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=0.01
-    )
+    movers = optimizers(model, recipe.optimizer, recipe.rate)
     step = 0
     if saved := run.load(device):
         step = saved["step"]
         model.load_state_dict(saved["model"])
         averaged.load_state_dict(saved["averaged"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for mover, state in zip(movers, saved["optimizers"], strict=True):
+            mover.load_state_dict(state)
     if compile:
         compile_blocks(model)
     snapshot_at = started = time.monotonic()
     first = step
+    # Most captions are short, and padding costs as much as tokens do.
+    tokens = longest(images, hard, clips, turned)
+    images, clips, turned = (without_padding(p, tokens) for p in (images, clips, turned))
+    hard = without_padding(hard, tokens) if hard else None
+    null = null[0][:, :tokens], null[1][:, :tokens], null[2]
     pools = images, hard, clips, turned
     weights = {"loss": 1.0, "image_loss": TEACHER_WEIGHT if teacher else 1.0}
     if hard:
@@ -265,13 +278,11 @@ def train_video(
         weights["hard_loss"] = HARD_SHARE
     windows: dict[str, list[Tensor]] = {kind: [] for kind in weights}
     while step < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(step, steps, recipe.rate, lead)
         losses = _losses(model, step, recipe, lead, pools, null, teacher)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         torch.stack([weights[kind] * loss for kind, loss in losses.items()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        step_all(movers, _rate(step, steps, recipe.rate, lead))
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
         for kind, loss in losses.items():
@@ -291,7 +302,7 @@ def train_video(
                     "steps": steps,
                     "model": model.state_dict(),
                     "averaged": averaged.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizers": [mover.state_dict() for mover in movers],
                     "provenance": dict(provenance or {}),
                 }
             )

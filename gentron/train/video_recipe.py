@@ -100,7 +100,7 @@ def train_emoji_video(
     images = Recipe(**json.loads((folder / NOTES).read_text("utf-8")))
     ready = prepare(
         folder,
-        replace(images, pool_images=recipe.pool_images),
+        replace(images, pool_images=recipe.pool_images, seed=recipe.seed),
         font=font,
         device=device,
         compile=compile,

@@ -98,9 +98,11 @@ def test_motion_free_attention_is_one_map_for_every_token(layer: TemporalAttenti
     with torch.no_grad():
         ours = layer(x, CODE, free(True, True)).numpy()
         alone = layer(x[:, :1], CODE[:1], free(False, False, frames=1)).numpy()
+        short = layer(x[:, :1], CODE[:1], None).numpy()
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(alone, expected[:, :1], rtol=0, atol=1e-12)  # F = 1 is that map too
+    np.testing.assert_allclose(short, alone, rtol=0, atol=1e-12)
 
 
 def test_the_motion_free_mask_is_the_identity_in_its_own_rows_alone() -> None:
@@ -242,3 +244,30 @@ def test_the_layer_reads_the_stream_normalised_and_adds_to_it(random_model: Make
     torch.testing.assert_close(seen["temporal"][0], layer_norm(after_cross))
     torch.testing.assert_close(out, after_cross + seen["temporal"][1])
     torch.testing.assert_close(seen["mlp"][0], layer_norm(out))
+
+
+def test_images_learn_without_the_attention_that_one_frame_has_no_use_for(
+    random_model: MakeModel, random_inputs: MakeInputs
+) -> None:
+    """In training a frame alone goes through W_o W_v only: same picture, same gradients."""
+    model, inputs = copy.deepcopy(random_model(VIDEO)), random_inputs(VIDEO, rows=2, frames=1)
+    free = torch.tensor([False, True])
+
+    def gradients(training: bool) -> tuple[Tensor, dict[str, Tensor | None]]:
+        model.train(training).zero_grad(set_to_none=True)
+        hidden, mask, pooled = inputs.hidden, inputs.mask, inputs.pooled
+        out = model(inputs.latents, inputs.timesteps, hidden, mask, pooled, free)
+        out.square().sum().backward()
+        return out.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+    (short, of_short), (whole, of_whole) = gradients(True), gradients(False)
+    torch.testing.assert_close(short, whole, rtol=0, atol=1e-5)
+    for name, grad in of_whole.items():
+        found = of_short[name]
+        if grad is None or not grad.any():
+            assert found is None or not found.any(), name
+        elif ".temporal.to_q" in name or ".temporal.to_k" in name or ".temporal.norm_" in name:
+            assert found is None and grad.abs().max() < 1e-5, name
+        else:
+            assert found is not None
+            torch.testing.assert_close(found, grad, rtol=1e-3, atol=1e-4)

@@ -214,8 +214,8 @@ def test_hard_nouns_are_learned_from_the_data_beside_the_teacher(trained, pools,
         return -trained(x, t, hidden, mask, pooled)
 
     train_video(tmp_path, video_config(IMAGE, frames=3), trained.state_dict(), images, clips,
-                turned, null, a_recipe(steps=1, image_share=1.0, image_batch=6), teacher=teacher,
-                hard=hard, compile=False)  # fmt: skip
+                turned, null, a_recipe(steps=1, image_share=1.0, image_batch=6, optimizer="adamw"),
+                teacher=teacher, hard=hard, compile=False)  # fmt: skip
     logged = json.loads((tmp_path / "video.jsonl").read_text())
     assert seen == [3]  # the teacher is asked about the other half
     torch.manual_seed(0)  # the recipe's
@@ -226,11 +226,43 @@ def test_hard_nouns_are_learned_from_the_data_beside_the_teacher(trained, pools,
     assert logged["hard_loss"] == pytest.approx(of_hard.item(), rel=1e-2)
     (0.5 * recipe.TEACHER_WEIGHT * of_images + 0.5 * of_hard).backward()
     torch.nn.utils.clip_grad_norm_(again.parameters(), 1.0)
-    adam = Run(tmp_path, "video").load(torch.device("cpu"))["optimizer"]["state"]
+    (adam,) = (kept["state"] for kept in Run(tmp_path, "video").load()["optimizers"])
     for name in ("denoiser.blocks.0.attention.to_qkv.weight", "denoiser.patchify.weight"):
         at = [n for n, _ in again.named_parameters()].index(name)
         expected = again.get_parameter(name).grad
         assert torch.allclose(10 * adam[at]["exp_avg"], expected, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_is_padding_in_all_captions_costs_nothing_and_changes_nothing(
+    trained, pools, turned, tmp_path, share, monkeypatch
+):
+    images, clips, null = pools
+    short = torch.zeros(1, LENGTH, dtype=torch.int64)
+    short[:, :11] = 1
+    images, clips, turned = (
+        replace(pool, mask=short.expand(len(pool.mask), -1)) for pool in (images, clips, turned)
+    )
+    given = images, clips, turned, (null[0], short, null[2]), a_recipe(image_share=share)
+    seen = []
+    forward = GenTron.forward
+
+    def watched(self, latents, timesteps, hidden, *rest, **named):
+        seen.append(hidden[0].shape[1])
+        return forward(self, latents, timesteps, hidden, *rest, **named)
+
+    monkeypatch.setattr(GenTron, "forward", watched)
+
+    def trained_once(folder):
+        train_video(tmp_path / folder, video_config(IMAGE, frames=3), trained.state_dict(), *given,
+                    compile=False)  # fmt: skip
+        return Run(tmp_path / folder, "video").load()["model"]
+
+    cut = trained_once("cut")
+    assert set(seen) == {16}  # of 11 tokens
+    monkeypatch.setattr(recipe, "longest", lambda *pools: LENGTH)
+    for name, value in trained_once("whole").items():
+        assert torch.allclose(value, cut[name], atol=2e-5), name
 
 
 def test_the_caption_gap_is_what_the_opposite_caption_costs(pools, turned):
@@ -300,8 +332,11 @@ def test_what_another_seed_or_version_drew_is_not_taken_for_this_ones(tmp_path, 
 
     found = build(seed=0)
     assert torch.equal(build(seed=0).pooled, found.pooled)
-    with pytest.raises(RequestError, match=r"backwards: drawn with another seed .* remove it"):
-        build(seed=1)
+    assert not torch.equal(build(seed=1).rows, found.rows)  # each seed has a folder
+    assert torch.equal(build(seed=0).pooled, found.pooled)
+    (tmp_path / "backwards-1").rename(tmp_path / "backwards-2")
+    with pytest.raises(RequestError, match=r"backwards-2: drawn with another seed .* remove it"):
+        build(seed=2)
     monkeypatch.setattr(clips_module, "TRAVEL", (0.1, 0.2))
     with pytest.raises(RequestError, match="or by another version"):
         build(seed=0)
@@ -334,12 +369,20 @@ def test_the_commands_options_change_the_recipe_and_nothing_else(tmp_path, monke
     )
     words = ["video", "--folder", str(tmp_path), "--recipe", "small", "--steps", "7",
              "--image-batch", "3", "--clip-batch", "2", "--image-share", "0.5",
-             "--hard-nouns", "9"]  # fmt: skip
+             "--hard-nouns", "9", "--optimizer", "adamw"]  # fmt: skip
     ended = CliRunner().invoke(command.cli, words)
     assert ended.exit_code == 0, ended.output
     small = VIDEO_RECIPES["small"]
     assert asked == [
-        replace(small, steps=7, image_batch=3, clip_batch=2, image_share=0.5, hard_nouns=9)
+        replace(
+            small,
+            steps=7,
+            image_batch=3,
+            clip_batch=2,
+            image_share=0.5,
+            hard_nouns=9,
+            optimizer="adamw",
+        )
     ]
 
 
