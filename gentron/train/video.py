@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gentron.config import GenTronConfig
+from gentron.errors import RequestError
 from gentron.model import GenTron
 from gentron.model.denoiser import frame_code
 from gentron.train.checkpointing import Run
@@ -245,6 +246,8 @@ def train_video(
     probability `image_share`, else a batch of clips. The log has `caption_gap` and the losses
     since the line before; with a teacher, that of images is the squared distance from it. That
     of hard ones stands beside it. The state keeps `provenance`, for the runs that go on from it.
+
+    Raises RequestError for a run that was begun with another optimizer.
     """
     run, device = Run(folder, name), images.latents.device
     steps, seed, lead = recipe.steps, recipe.seed, recipe.lead_after(start)
@@ -257,21 +260,17 @@ def train_video(
     movers = optimizers(model, recipe.optimizer, recipe.rate)
     step = 0
     if saved := run.load(device):
-        step = saved["step"]
-        model.load_state_dict(saved["model"])
-        averaged.load_state_dict(saved["averaged"])
-        for mover, state in zip(movers, saved["optimizers"], strict=True):
-            mover.load_state_dict(state)
+        step = _restore(saved, model, averaged, movers, recipe.optimizer)
     if compile:
         compile_blocks(model)
     snapshot_at = started = time.monotonic()
     first = step
     # Most captions are short, and padding costs as much as tokens do.
     tokens = longest(images, hard, clips, turned)
-    images, clips, turned = (without_padding(p, tokens) for p in (images, clips, turned))
+    clips, turned = without_padding(clips, tokens), without_padding(turned, tokens)
     hard = without_padding(hard, tokens) if hard else None
+    pools = without_padding(images, tokens), hard, clips, turned
     null = null[0][:, :tokens], null[1][:, :tokens], null[2]
-    pools = images, hard, clips, turned
     weights = {"loss": 1.0, "image_loss": TEACHER_WEIGHT if teacher else 1.0}
     if hard:
         weights["image_loss"] *= 1 - HARD_SHARE
@@ -310,6 +309,26 @@ def train_video(
             on_snapshot(averaged, step)
             snapshot_at = time.monotonic()
     return averaged.eval()
+
+
+def _restore(
+    saved: Mapping[str, Any],
+    model: GenTron,
+    averaged: GenTron,
+    movers: Sequence[torch.optim.Optimizer],
+    kind: str,
+) -> int:
+    """The step at which the run had stopped; raises RequestError if it had other optimizers."""
+    if len(saved["optimizers"]) != len(movers):
+        raise RequestError(
+            "optimizer", f"the run was begun with another optimizer than {kind}; go on with that "
+            "one, or choose another --run"
+        )  # fmt: skip
+    model.load_state_dict(saved["model"])
+    averaged.load_state_dict(saved["averaged"])
+    for mover, state in zip(movers, saved["optimizers"], strict=True):
+        mover.load_state_dict(state)
+    return int(saved["step"])
 
 
 def _losses(

@@ -140,6 +140,22 @@ def test_training_learns_resumes_and_moves_the_temporal_layers(trained, pools, t
     assert kept["provenance"] == {"denoiser_steps": 7}  # for a run that goes on from it
 
 
+def test_a_run_goes_on_with_the_optimizer_that_it_began_with(trained, pools, turned, tmp_path):
+    images, clips, null = pools
+
+    def run(steps, optimizer):
+        return train_video(tmp_path, video_config(IMAGE, frames=3), trained.state_dict(), images,
+                           clips, turned, null, a_recipe(steps=steps, optimizer=optimizer),
+                           compile=False)  # fmt: skip
+
+    run(1, "muon")
+    with pytest.raises(
+        RequestError, match=r"begun with another optimizer than adamw; go on .* --run"
+    ):
+        run(2, "adamw")
+    run(2, "muon")
+
+
 def test_the_lead_shows_both_ends_and_both_ways(pools, turned):
     _, clips, _ = pools
     seen = []
