@@ -22,7 +22,7 @@ from gentron.model.layers import (
     sinusoid,
 )
 
-# Keys and values of a block, and their bias: what `CrossAttention` takes.
+# A block's place among those of its encoder -> keys and values, and their bias.
 TextOfBlock = Callable[[int], tuple[Tensor, Tensor]]
 
 
