@@ -107,7 +107,7 @@ def emoji(
               help="Half of the images in a step show the N nouns that --start draws worst, and "
               "are learned from the data [none].")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Of clips, noise and new layers.")  # fmt: skip
+              help="Of images, clips, noise and new layers.")  # fmt: skip
 @click.option("--font", type=click.Path(path_type=Path), help="NotoColorEmoji.ttf.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of torch.")
 @click.option("--no-compile", is_flag=True, help="Train without torch.compile (needs no g++).")

@@ -257,7 +257,7 @@ def train_video(
         make_room_for_frame_codes(model, clips.latents.shape[1], seed)
     model = model.to(device)
     averaged = copy.deepcopy(model).requires_grad_(False)
-    movers = optimizers(model, recipe.optimizer, recipe.rate)
+    movers = optimizers(model, recipe.optimizer)
     step = 0
     if saved := run.load(device):
         step = _restore(saved, model, averaged, movers, recipe.optimizer)
@@ -318,11 +318,12 @@ def _restore(
     movers: Sequence[torch.optim.Optimizer],
     kind: str,
 ) -> int:
-    """The step at which the run had stopped; raises RequestError if it had other optimizers."""
-    if len(saved["optimizers"]) != len(movers):
+    """The step at which the run had stopped; raises RequestError if it had other optimizers, or
+    none, as an unpacked run."""
+    if len(saved.get("optimizers", ())) != len(movers):
         raise RequestError(
-            "optimizer", f"the run was begun with another optimizer than {kind}; go on with that "
-            "one, or choose another --run"
+            "optimizer", f"the run was not begun with {kind} by this version; go on with the "
+            "--optimizer that it began with, or choose another --run"
         )  # fmt: skip
     model.load_state_dict(saved["model"])
     averaged.load_state_dict(saved["averaged"])

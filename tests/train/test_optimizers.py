@@ -30,7 +30,7 @@ def named(model, optimizer):
 
 
 def test_muon_has_the_matrices_between_hidden_states_and_nothing_else(model):
-    adam, muon = optimizers(model, MUON, 1e-3)
+    adam, muon = optimizers(model, MUON)
     assert isinstance(adam, torch.optim.AdamW)
     hidden = named(model, muon)
     inside = ("attention.to_qkv", "attention.to_out", "cross.to_q", "cross.to_out",
@@ -43,7 +43,7 @@ def test_muon_has_the_matrices_between_hidden_states_and_nothing_else(model):
 
 
 def test_adamw_can_have_it_all(model):
-    (adam,) = optimizers(model, ADAMW, 1e-3)
+    (adam,) = optimizers(model, ADAMW)
     assert named(model, adam) == {name for name, _ in model.named_parameters()}
 
 
@@ -53,12 +53,12 @@ def test_a_step_moves_every_weight_once_at_the_rate_that_is_given(model, kind):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    step_all(optimizers(model, kind, 1.0), 1e-3)
+    step_all(optimizers(model, kind), 1e-3)
     for name, parameter in model.named_parameters():
         moved = (parameter - before[name]).detach()
         size = float(moved.square().mean().sqrt())
         # AdamW's first step is the rate; Muon's is told to be 0.2 of it, as AdamW's later ones are.
-        expected = 0.2e-3 if name in named(model, optimizers(model, kind, 1.0)[-1]) else 1e-3
+        expected = 0.2e-3 if name in named(model, optimizers(model, kind)[-1]) else 1e-3
         assert size == pytest.approx(1e-3 if kind == ADAMW else expected, rel=0.35), name
 
 
@@ -70,7 +70,7 @@ def test_muons_steps_are_equally_long_in_all_directions(model):
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     weight.grad = gradient.clone()
-    step_all(optimizers(model, MUON, 1.0), 1e-2)
+    step_all(optimizers(model, MUON), 1e-2)
     lengths = torch.linalg.svdvals((weight - before).detach())
     given = torch.linalg.svdvals(gradient)
     assert given[0] / given[-1] > 100

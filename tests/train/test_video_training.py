@@ -144,11 +144,13 @@ def test_a_run_goes_on_with_the_optimizer_that_it_began_with(trained, pools, tur
                            compile=False)  # fmt: skip
 
     run(1, "muon")
-    with pytest.raises(
-        RequestError, match=r"begun with another optimizer than adamw; go on .* --run"
-    ):
+    with pytest.raises(RequestError, match=r"not begun with adamw .* go on .* --optimizer"):
         run(2, "adamw")
     run(2, "muon")
+    unpacked = {"step": 1, "steps": 1, "averaged": trained.state_dict(), "provenance": {}}
+    Run(tmp_path, "video").save(unpacked)
+    with pytest.raises(RequestError, match="choose another --run"):
+        run(2, "muon")
 
 
 def test_the_lead_shows_both_ends_and_both_ways(pools, turned):
