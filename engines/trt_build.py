@@ -23,7 +23,7 @@ from gentron.engines.shapes import Profile, tensor_shapes
 from gentron.engines.trt_device import gpu_identity
 from gentron.engines.trt_flavor import FIELD as TARGET_FIELD
 from gentron.engines.trt_flavor import FLAVORS
-from gentron.engines.trt_log import Messages, failure, make_logger, require
+from gentron.engines.trt_log import Messages, failure, logger_for, require
 from gentron.engines.trt_network import (
     check_contract,
     check_precision,
@@ -199,7 +199,7 @@ class TensorRtCompiler(Compiler):
         """Raises BackendError for a graph that TensorRT or the contract does not accept."""
         trt, messages = self.flavor.load(), Messages()
         component, graph = job.graph.component, job.graph
-        logger = make_logger(trt, messages)
+        logger = logger_for(trt, messages)
         try:
             builder = trt.Builder(logger)
         except TypeError as error:  # a factory that returned nothing

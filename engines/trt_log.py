@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+import weakref
 from collections import deque
 from typing import Any, TypeVar
 
@@ -29,45 +31,84 @@ Value = TypeVar("Value")
 
 
 class Messages:
-    """The last errors and warnings. Written by any thread of TensorRT."""
+    """The last errors and warnings of a process from when `logger_for` was given this. Written by
+    any thread of TensorRT."""
 
     def __init__(self) -> None:
         self.errors: deque[str] = deque(maxlen=KEPT)
         self.warnings: deque[str] = deque(maxlen=KEPT)
 
     def add(self, severity: int, text: str) -> None:
-        """Passes everything on to `logging`, where nothing is louder than information: errors
-        reach the user in the exception, warnings in the facts of the build."""
-        line = " ".join(text.split())
+        line = _line(text)
         if severity <= ERROR:
             self.errors.append(line)
         elif severity == WARNING and line not in self.warnings:
             self.warnings.append(line)
-        log.log(logging.INFO if severity <= WARNING else logging.DEBUG, line)
 
     def last_errors(self) -> list[str]:
         """Those that say why."""
-        causes = [line for line in self.errors if not CONSEQUENCE.search(line)]
-        return [_short(line) for line in (causes or list(self.errors))[-SHOWN:]]
+        errors = list(self.errors)
+        causes = [line for line in errors if not CONSEQUENCE.search(line)]
+        return [_short(line) for line in (causes or errors)[-SHOWN:]]
 
     def layer(self) -> str:
         """The layer that the errors name, if they name one."""
-        for line in self.errors:
+        for line in list(self.errors):
             for pattern in LAYER:
                 if found := pattern.search(line):
                     return found[1]
         return ""
 
 
-def make_logger(trt: Any, messages: Messages) -> Any:
-    """An ILogger of that module."""
+class _Audience:
+    """Who hears what one library says: every `Messages` that is still in use."""
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # not taken in `tell`, which must wait for nobody
+        self._listeners: tuple[weakref.ref[Messages], ...] = ()
+
+    def join(self, messages: Messages) -> None:
+        with self._lock:
+            living = [listener for listener in self._listeners if listener() is not None]
+            self._listeners = (*living, weakref.ref(messages))
+
+    def tell(self, severity: int, text: str) -> None:
+        """Passes everything on to `logging` as well, where nothing is louder than information:
+        errors reach the user in the exception, warnings in the facts of the build."""
+        for listener in self._listeners:
+            if (messages := listener()) is not None:
+                messages.add(severity, text)
+        log.log(logging.INFO if severity <= WARNING else logging.DEBUG, _line(text))
+
+
+_loggers: dict[type, tuple[_Audience, Any]] = {}
+_loggers_lock = threading.Lock()
+
+
+def logger_for(trt: Any, messages: Messages) -> Any:
+    """The one ILogger of that module in this process; from now on it adds to `messages` too.
+
+    There is only one because TensorRT keeps the first that it is given and warns of every other,
+    while it holds the lock that a builder or runtime takes as it ends. A warning runs Python: if
+    that collects an old builder, or lets a thread run that drops one, it waits for this lock, and
+    nothing ever goes on.
+    """
+    with _loggers_lock:
+        if trt.ILogger not in _loggers:
+            audience = _Audience()
+            _loggers[trt.ILogger] = (audience, _make_logger(trt, audience))
+        audience, logger = _loggers[trt.ILogger]
+    audience.join(messages)
+    return logger
+
+
+def _make_logger(trt: Any, audience: _Audience) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]  # of a module that is chosen at run time
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
-            messages.add(int(severity), text)
+            audience.tell(int(severity), text)
 
     return Logger()
 
@@ -98,6 +139,10 @@ def require(value: Value | None, what: str, messages: Messages, component: str,
     if value is None or value is False or (type(value) is int and value == -1):
         raise failure(messages, component, what, **context)
     return value
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _short(line: str) -> str:

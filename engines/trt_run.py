@@ -19,7 +19,7 @@ from gentron.engines.trt_engine import TensorRtEngine
 from gentron.engines.trt_flavor import FLAVORS, Flavor
 from gentron.engines.trt_inspect import check_kernels
 from gentron.engines.trt_kernels import KernelFile
-from gentron.engines.trt_log import Messages, make_logger, require
+from gentron.engines.trt_log import Messages, logger_for, require
 from gentron.engines.trt_plan import Plan, TensorRt
 from gentron.errors import BackendError
 
@@ -82,7 +82,7 @@ class TensorRtBackend(Backend):
             raise BackendError(f"{name}: {reason}")
         self._arena = Arena(self._device)
         messages = Messages()
-        self._logger = make_logger(trt, messages)
+        self._logger = logger_for(trt, messages)
         with self._device.held():
             runtime = require(trt.Runtime(self._logger), "starting", messages, flavor.title)
         self._tensorrt: TensorRt | None = TensorRt(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import subprocess
+import sys
+import weakref
 
 import pytest
 
-from gentron.engines.trt_log import KEPT, Messages, failure, make_logger, require
+from gentron.engines.trt_log import KEPT, Messages, failure, logger_for, require
 from gentron.errors import BackendError
 
 ERROR, WARNING, INFO = 1, 2, 3
@@ -73,27 +77,95 @@ def test_the_missing_driver_is_not_given_as_the_reason_when_there_is_another():
     assert messages(driver).last_errors() == [driver]
 
 
-def test_messages_are_kept_by_kind_and_bounded_and_forwarded_quietly(caplog):
+def test_messages_are_kept_by_kind_and_bounded():
     kept = Messages()
-    with caplog.at_level(logging.DEBUG, logger="gentron.engines.trt_log"):
-        for index in range(3 * KEPT):
-            kept.add(WARNING, f"warning {index}")
-        kept.add(WARNING, f"warning {3 * KEPT - 1}")
-        kept.add(ERROR, "wrong")
-        kept.add(INFO, "told")
+    for index in range(3 * KEPT):
+        kept.add(WARNING, f"warning {index}")
+    kept.add(WARNING, f"warning {3 * KEPT - 1}")
+    kept.add(ERROR, "wrong")
+    kept.add(INFO, "told")
     assert len(kept.warnings) == KEPT
     assert kept.warnings[-1] != kept.warnings[-2]
     assert list(kept.errors) == ["wrong"]
-    levels = {record.getMessage(): record.levelname for record in caplog.records}
-    assert (levels["wrong"], levels["told"]) == ("INFO", "DEBUG")
 
 
-def test_the_real_logger_sorts_by_severity():
+def test_one_logger_sorts_by_severity_tells_all_who_listen_and_is_quiet_itself(caplog):
     trt = pytest.importorskip("tensorrt_rtx_bindings")
-    kept = Messages()
-    logger = make_logger(trt, kept)
-    logger.log(trt.ILogger.INTERNAL_ERROR, "broken")
-    logger.log(trt.ILogger.ERROR, "wrong")
-    logger.log(trt.ILogger.WARNING, "odd")
-    logger.log(trt.ILogger.VERBOSE, "detail")
-    assert (list(kept.errors), list(kept.warnings)) == (["broken", "wrong"], ["odd"])
+    first, second = Messages(), Messages()
+    logger = logger_for(trt, first)
+    assert logger_for(trt, second) is logger
+    with caplog.at_level(logging.DEBUG, logger="gentron.engines.trt_log"):
+        logger.log(trt.ILogger.INTERNAL_ERROR, "broken")
+        logger.log(trt.ILogger.ERROR, "wrong")
+        logger.log(trt.ILogger.WARNING, "odd")
+        logger.log(trt.ILogger.VERBOSE, "detail\nin two lines")
+    for kept in (first, second):
+        assert (list(kept.errors), list(kept.warnings)) == (["broken", "wrong"], ["odd"])
+    levels = [(record.getMessage(), record.levelname) for record in caplog.records]
+    assert levels == [("broken", "INFO"), ("wrong", "INFO"), ("odd", "INFO"),
+                      ("detail in two lines", "DEBUG")]  # fmt: skip
+
+
+def test_a_logger_keeps_nobody_alive_who_listened():
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    messages = Messages()
+    listens = weakref.ref(messages)
+    logger_for(trt, messages)
+    del messages
+    gc.collect()
+    assert listens() is None
+
+
+GARBAGE = """
+import gc, sys
+import tensorrt_rtx_bindings as trt
+from gentron.engines import trt_log
+
+tell = trt_log._Audience.tell
+def tell_and_collect(*message):
+    tell(*message)
+    gc.collect()
+trt_log._Audience.tell = tell_and_collect
+
+gc.disable()
+for _ in range(3):
+    cycle = [trt.Builder(trt_log.logger_for(trt, trt_log.Messages()))]
+    cycle.append(cycle)
+    del cycle
+print(gc.collect() > 0)
+"""
+THREADS = """
+import threading, time
+import tensorrt_rtx_bindings as trt
+from gentron.engines import trt_log
+
+tell = trt_log._Audience.tell
+def tell_and_give_way(*message):
+    tell(*message)
+    time.sleep(0.002)
+trt_log._Audience.tell = tell_and_give_way
+
+made, ends = [0, 0, 0], time.monotonic() + 2
+def work(number):
+    while time.monotonic() < ends:
+        builder = trt.Builder(trt_log.logger_for(trt, trt_log.Messages()))
+        time.sleep(0.001)
+        del builder
+        made[number] += 1
+
+threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(min(made) > 0)
+"""
+
+
+@pytest.mark.parametrize("script", [GARBAGE, THREADS], ids=["garbage", "threads"])
+def test_a_builder_that_ends_while_another_begins_stops_nothing(script):
+    """In a process of its own: where it fails, it waits for ever, and holds the interpreter."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+    assert done.stdout == "True\n", done.stderr

@@ -11,7 +11,7 @@ import pytest
 from gentron.bundle import Bundle
 from gentron.contract import TensorSpec
 from gentron.engines.graphs import bundle_graph
-from gentron.engines.trt_log import Messages, make_logger
+from gentron.engines.trt_log import Messages, logger_for
 from gentron.engines.trt_network import (
     LISTED,
     Layer,
@@ -30,7 +30,7 @@ class Parsed:
     """A network, and the parser and builder that it needs to live."""
 
     def __init__(self, file: Path):
-        self.logger = make_logger(trt, Messages())
+        self.logger = logger_for(trt, Messages())
         self.builder = trt.Builder(self.logger)
         self.network = self.builder.create_network(1)
         self.parser = trt.OnnxParser(self.network, self.logger)
