@@ -93,7 +93,7 @@ def train_autoencoder(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 50) * (1 - step / total)
         # Seeded per step, so that a resumed run sees what an uninterrupted one would have seen.
-        sampler.random.seed(f"autoencoder {seed} {step}")
+        sampler.reseed(f"autoencoder {seed} {step}")
         torch.manual_seed(seed * 1_000_003 + step)
         pictures = draw(sampler.sample(batch), sprites)
         pictures = pictures.contiguous(memory_format=memory_format(device))

@@ -87,6 +87,6 @@ def real_clip(
 ) -> Clip:
     """What a perfect clip of the prompt could be, moving as in training; or not at all."""
     sampler = ClipSampler(names, 0, frames=frames)
-    sampler.random.seed(f"{seed} {prompt.text}")
+    sampler.reseed(f"{seed} {prompt.text}")
     motion = None if still else prompt.motion
     return sampler.make(names.index(prompt.noun), motion, prompt.background)

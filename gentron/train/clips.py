@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from gentron.train.scenes import COLORS, Placement, Scene, article, draw, held_out_color
+from gentron.train.wording import Namer, Wording
 
 FRAMES = 8  # section 4.1
 # What a caption says of the motion.
@@ -64,8 +65,8 @@ def backwards(clip: Clip, name: str) -> Clip | None:
     motion = OPPOSITES[clip.motion]
     if motion in held_out_motions(name):
         return None
-    subject = f"{article(name)} {MOTIONS[clip.motion]}"
-    caption = f"{article(name)} {MOTIONS[motion]}" + clip.caption.removeprefix(subject)
+    subject, _, rest = clip.caption.rpartition(f" {MOTIONS[clip.motion]}")
+    caption = f"{subject} {MOTIONS[motion]}{rest}"
     frames = tuple(replace(scene, caption=caption) for scene in clip.frames[::-1])
     return replace(clip, frames=frames, caption=caption, motion=motion)
 
@@ -76,11 +77,22 @@ def draw_clip(clip: Clip, sprites: torch.Tensor) -> torch.Tensor:
 
 
 class ClipSampler:
-    """Draws clips from a seeded stream."""
+    """Draws clips from a seeded stream; `known` is what else captions may call the nouns."""
 
-    def __init__(self, names: Sequence[str], seed: int, *, frames: int = FRAMES):
+    def __init__(
+        self,
+        names: Sequence[str],
+        seed: int,
+        *,
+        frames: int = FRAMES,
+        known: Mapping[str, Wording] | None = None,
+    ):
         self.names, self.frames = list(names), frames
-        self.random = random.Random(seed)
+        self.random, self.namer = random.Random(seed), Namer(known or {}, seed)
+
+    def reseed(self, seed: str) -> None:
+        self.random.seed(seed)
+        self.namer.random.seed(f"wording {seed}")
 
     def sample(self, count: int) -> list[Clip]:
         return [self.one() for _ in range(count)]
@@ -103,7 +115,7 @@ class ClipSampler:
         """A clip of one noun, motion (or none) and background; paths and sizes by lot."""
         r, count = self.random, self.frames
         doing = MOTIONS[motion] if motion else STILL
-        subject = f"{article(self.names[noun])} {doing}"
+        subject = f"{article(self.namer.name(self.names[noun]))} {doing}"
         caption = subject
         if background != "white" or r.random() < 0.3:
             form = r.choice(("{} on {a} background", "{}, {} background", "{} on {}"))

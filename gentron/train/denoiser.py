@@ -146,7 +146,7 @@ def flow_loss(
     noise = torch.randn(clean.shape, generator=generator, device=device)
     noisy = torch.lerp(clean, noise, t[:, None, None, None])
     drop = torch.rand(batch, generator=generator, device=device) < TEXT_DROPOUT
-    hidden, mask, pooled = captions(pool, rows, drop, null)
+    hidden, mask, pooled = captions(pool, rows, drop, null, generator)
     given = noisy[:, None], t * FLOW_TIMESTEPS, [hidden], [mask], pooled
     with mixed(device):
         velocity = forward(*given)[:, 0].float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from gentron.train.autoencoder import memory_format
 from gentron.train.clips import FRAMES, Clip, ClipSampler, backwards, draw_clip
 from gentron.train.precision import mixed
 from gentron.train.scenes import Scene, SceneSampler, draw
+from gentron.train.strangers import estranged, leanings
 from gentron.train.text import FrozenText
+from gentron.train.wording import wordings
 
 STATISTICS = "latents.json"
 SHOWN = "shown"  # file of a pool: what its first chunk shows, as a digest
@@ -36,6 +39,9 @@ class LatentPool:
     hidden: Tensor  # [K, L, W] float16
     mask: Tensor  # [K, L] int64
     pooled: Tensor  # [K, W] float16
+    # Of the same captions with strange words for nouns; None: they never lean.
+    strange_hidden: Tensor | None = None
+    strange_pooled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,9 @@ class ClipPool:
     hidden: Tensor  # [K, L, W] float16
     mask: Tensor  # [K, L] int64
     pooled: Tensor  # [K, W] float16
+    # Of the same captions with strange words for nouns; None: they never lean.
+    strange_hidden: Tensor | None = None
+    strange_pooled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,15 +87,16 @@ def build_pool(
     device = sprites.device
 
     def scenes_of(index: int) -> list[Scene]:
-        sampler = SceneSampler(names, seed, only=only)
-        sampler.random.seed(f"pool {seed} {index}")
+        sampler = SceneSampler(names, seed, only=only, known=wordings())
+        sampler.reseed(f"pool {seed} {index}")
         return sampler.sample(CHUNK)
 
     def chunk(index: int) -> dict[str, Tensor]:
         scenes = scenes_of(index)
         pictures = (draw(scenes[k : k + 128], sprites) for k in range(0, CHUNK, 128))
         latents = torch.cat([encode(autoencoder, batch) for batch in pictures])
-        return {"latents": latents.half(), **embed(text, [scene.caption for scene in scenes])}
+        captions = [scene.caption for scene in scenes]
+        return {"latents": latents.half(), **embed_both(text, captions, f"{seed} {index}")}
 
     joined = chunked(folder / of_seed("pool", seed), count // CHUNK, chunk, device, scenes_of(0))
     raw = joined.pop("latents").float()
@@ -118,7 +128,11 @@ def build_clip_pool(
         for start in range(0, CLIPS_CHUNK, 16):
             frames = torch.cat([draw_clip(c, sprites) for c in clips[start : start + 16]])
             latents.append(encode(autoencoder, frames).unflatten(0, (-1, FRAMES)))
-        return {"latents": torch.cat(latents).half(), **embed(text, [c.caption for c in clips])}
+        captions = [clip.caption for clip in clips]
+        return {
+            "latents": torch.cat(latents).half(),
+            **embed_both(text, captions, f"clips {seed} {index}"),
+        }
 
     first = _clips(names, seed, 0)
     joined = chunked(
@@ -155,8 +169,8 @@ def build_backwards(
 
 
 def _clips(names: list[str], seed: int, index: int) -> list[Clip]:
-    sampler = ClipSampler(names, seed)
-    sampler.random.seed(f"clips {seed} {index}")
+    sampler = ClipSampler(names, seed, known=wordings())
+    sampler.reseed(f"clips {seed} {index}")
     return sampler.sample(CLIPS_CHUNK)
 
 
@@ -189,6 +203,15 @@ def embed(text: FrozenText, captions: list[str]) -> dict[str, Tensor]:
     """Captions as a pool keeps them."""
     hidden, mask, pooled = text(captions)
     return {"hidden": hidden.half(), "mask": mask, "pooled": pooled.half()}
+
+
+def embed_both(text: FrozenText, captions: list[str], seed: str) -> dict[str, Tensor]:
+    """Captions as a pool keeps them, and the same with strange words for nouns."""
+    ids, mask = text.encode(captions)
+    hidden, pooled = text.states(ids, mask)
+    strange = text.states(estranged(text, ids, zlib.crc32(seed.encode())), mask)
+    return {"hidden": hidden.half(), "mask": mask, "pooled": pooled.half(),
+            "strange_hidden": strange[0].half(), "strange_pooled": strange[1].half()}  # fmt: skip
 
 
 def chunked(
@@ -230,7 +253,10 @@ Texts = TypeVar("Texts", LatentPool, ClipPool, Backwards)
 
 def without_padding(pool: Texts, tokens: int) -> Texts:
     """The pool with its captions cut to so many tokens; see `longest`."""
-    return replace(pool, hidden=pool.hidden[:, :tokens], mask=pool.mask[:, :tokens])
+    cut = {"hidden": pool.hidden[:, :tokens], "mask": pool.mask[:, :tokens]}
+    if not isinstance(pool, Backwards) and pool.strange_hidden is not None:
+        cut["strange_hidden"] = pool.strange_hidden[:, :tokens]
+    return replace(pool, **cut)
 
 
 def longest(*pools: LatentPool | ClipPool | Backwards | None) -> int:
@@ -240,12 +266,21 @@ def longest(*pools: LatentPool | ClipPool | Backwards | None) -> int:
 
 
 def captions(
-    pool: LatentPool | ClipPool, rows: Tensor, drop: Tensor, null: tuple[Tensor, Tensor, Tensor]
+    pool: LatentPool | ClipPool,
+    rows: Tensor,
+    drop: Tensor,
+    null: tuple[Tensor, Tensor, Tensor],
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, masks and pooled states of these rows, the empty text's where `drop` [R]."""
-    texts = pool.hidden[rows].float(), pool.mask[rows], pool.pooled[rows].float()
+    """Hidden states, masks and pooled states of these rows, the empty text's where `drop` [R];
+    some on their way to strange words, by lot."""
+    hidden, mask, pooled = pool.hidden[rows].float(), pool.mask[rows], pool.pooled[rows].float()
+    if pool.strange_hidden is not None and pool.strange_pooled is not None:
+        lean = leanings(len(rows), generator)
+        hidden = hidden.lerp(pool.strange_hidden[rows].float(), lean[:, None, None])
+        pooled = pooled.lerp(pool.strange_pooled[rows].float(), lean[:, None])
     hidden, mask, pooled = (
         torch.where(drop.view(-1, *[1] * (value.ndim - 1)), empty, value)
-        for value, empty in zip(texts, null, strict=True)
+        for value, empty in zip((hidden, mask, pooled), null, strict=True)
     )
     return hidden, mask, pooled

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from gentron.errors import RequestError
+from gentron.train.wording import Namer, Wording
 
 SPRITE_SIDE = 128  # pixels
 BITMAP_STRIKE = 109  # the only bitmap size in NotoColorEmoji.ttf
@@ -173,9 +174,10 @@ def near(r: random.Random, centre: float | None, size: float) -> float:
 
 
 class SceneSampler:
-    """Draws scenes from a seeded stream; `state()`/`restore()` make it resumable.
+    """Draws scenes from a seeded stream.
 
-    `only` are the nouns that scenes may show, as places in `names`: all if it is None.
+    `only` are the nouns that scenes may show, as places in `names`: all if it is None. `known` is
+    what else captions may call them.
     """
 
     def __init__(
@@ -185,17 +187,17 @@ class SceneSampler:
         *,
         pairs: float = 0.4,
         only: Sequence[int] | None = None,
+        known: Mapping[str, Wording] | None = None,
     ):
         self.names = list(names)
+        self.namer = Namer(known or {}, seed)
         self.pairs = pairs
         self.shown: Sequence[int] = range(len(self.names)) if only is None else list(only)
         self.random = random.Random(seed)
 
-    def state(self) -> object:
-        return self.random.getstate()
-
-    def restore(self, state: object) -> None:
-        self.random.setstate(state)  # type: ignore[arg-type]
+    def reseed(self, seed: str) -> None:
+        self.random.seed(seed)
+        self.namer.random.seed(f"wording {seed}")
 
     def sample(self, count: int) -> list[Scene]:
         return [
@@ -220,13 +222,14 @@ class SceneSampler:
         noun = self.shown[r.randrange(len(self.shown))]
         name = self.names[noun]
         background = self._background(name)
-        subject = article(name) if r.random() < 0.75 else name
+        called = self.namer.name(name)
+        subject = article(called) if r.random() < 0.75 else called
         size, where = r.uniform(0.65, 0.95), (None, None)
         kind = r.random()
         if kind < 0.12:
             word, low, high = r.choice((("small", 0.35, 0.5), ("tiny", 0.3, 0.4),
                                         ("big", 0.85, 1.0), ("huge", 0.95, 1.1)))  # fmt: skip
-            subject, size = article(f"{word} {name}"), r.uniform(low, high)
+            subject, size = article(f"{word} {called}"), r.uniform(low, high)
         elif kind < 0.22:
             words = r.choice(list(PLACES))
             subject, size, where = f"{subject} {words}", r.uniform(*PLACED_SIZE), PLACES[words]
@@ -242,7 +245,7 @@ class SceneSampler:
             Placement(noun, size := r.uniform(0.5, 0.58), x, r.uniform(size / 2, 1 - size / 2))
             for noun, x in ((left, r.uniform(0.26, 0.29)), (right, r.uniform(0.71, 0.74)))
         )
-        a, b = article(self.names[left]), article(self.names[right])
+        a, b = (article(self.namer.name(self.names[noun])) for noun in (left, right))
         if r.random() < 0.25:
             subject = f"{a} on the left, {b} on the right"
         else:

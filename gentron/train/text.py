@@ -44,15 +44,24 @@ class FrozenText(nn.Module):
         self.tokenizer.enable_truncation(max_tokens)
         self.tokenizer.enable_padding(length=max_tokens)
 
-    @torch.inference_mode()
-    def forward(self, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """-> hidden [U, L, 384] float32, mask [U, L] int64, pooled [U, 384] float32."""
+    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """-> token ids and mask, both [U, L] int64."""
         encoded = self.tokenizer.encode_batch(prompts)
         device = self.model.device
         ids = torch.tensor([e.ids for e in encoded], device=device)
-        mask = torch.tensor([e.attention_mask for e in encoded], device=device)
+        return ids, torch.tensor([e.attention_mask for e in encoded], device=device)
+
+    @torch.inference_mode()
+    def states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """-> hidden [U, L, 384] float32, pooled [U, 384] float32."""
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden, mask, masked_mean(hidden, mask)
+        return hidden, masked_mean(hidden, mask)
+
+    def forward(self, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """-> hidden [U, L, 384] float32, mask [U, L] int64, pooled [U, 384] float32."""
+        ids, mask = self.encode(prompts)
+        hidden, pooled = self.states(ids, mask)
+        return hidden, mask, pooled
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def clip_loss(
     noisy = torch.lerp(clean, noise, t[:, None, None, None, None])
     drop = torch.rand(batch, generator=generator, device=device) < TEXT_DROPOUT
     still = torch.rand(batch, generator=generator, device=device) < motion_free
-    hidden, mask, pooled = captions(pool, rows, drop, null)
+    hidden, mask, pooled = captions(pool, rows, drop, null, generator)
     with mixed(device):
         velocity = forward(noisy, t * FLOW_TIMESTEPS, [hidden], [mask], pooled, still)
     return F.mse_loss(velocity.float(), noise - clean)

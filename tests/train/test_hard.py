@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from gentron.errors import RequestError
-from gentron.train import video_recipe
+from gentron.train import pools, video_recipe
 from gentron.train.hard import MISSED_TIME, hardest, missed
-from gentron.train.pools import CHUNK, LatentPool
+from gentron.train.pools import CHUNK, LatentPool, embed
 from gentron.train.recipe import Prepared
 from gentron.train.scenes import SceneSampler, article
 from gentron.train.video import VideoRecipe
@@ -119,11 +119,12 @@ def test_the_recipe_draws_a_pool_of_what_its_start_draws_worst(
     (tmp_path / "latents.json").write_text(json.dumps({"mean": [0.5] * 3, "std": [2.0] * 3}))
     captions = []
 
-    def text(given):
+    def embed_both(text, given, _seed):
         captions.extend(given)
-        return embedding(given)
+        return embed(text, given)
 
-    ready = Prepared(NAMES, sprites, Averages(), pool, text, embedding([""]))
+    monkeypatch.setattr(pools, "embed_both", embed_both)
+    ready = Prepared(NAMES, sprites, Averages(), pool, embedding, embedding([""]))
     recipe = VideoRecipe(512, 64, 1, 1, 2, hard_nouns=2)
     found = video_recipe._hard_pool(tmp_path, "mend", recipe, ready, {"a": torch.zeros(1)})
     assert (tmp_path / "mend-hard" / "nouns.txt").read_text() == "dog\nhouse\n"

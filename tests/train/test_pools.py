@@ -9,6 +9,7 @@ from gentron.errors import RequestError
 from gentron.train import clips as clips_module
 from gentron.train.clips import ClipSampler, backwards
 from gentron.train.pools import CLIPS_CHUNK, SHOWN, build_backwards
+from gentron.train.wording import wordings
 
 
 def embedding(captions):
@@ -21,10 +22,10 @@ def test_captions_backwards_belong_to_their_clips(tmp_path):
     names = ["cat", "automobile", "house"]
     found = build_backwards(tmp_path, names, embedding, count=2 * CLIPS_CHUNK, seed=5,
                             device=torch.device("cpu"))  # fmt: skip
-    sampler = ClipSampler(names, 5)
+    sampler = ClipSampler(names, 5, known=wordings())
     clips = []
     for index in range(2):
-        sampler.random.seed(f"clips 5 {index}")
+        sampler.reseed(f"clips 5 {index}")
         clips += sampler.sample(CLIPS_CHUNK)
     shown = {
         k: turned for k, clip in enumerate(clips) if (turned := backwards(clip, names[clip.noun]))

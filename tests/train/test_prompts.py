@@ -37,6 +37,7 @@ from gentron.train.scenes import (
 )
 from gentron.train.score import at_place
 from gentron.train.scorer import Sighting
+from gentron.train.wording import wordings
 
 FIXED = "a2704ca635f36a82720de5227862bdd2d97d24e4401581cfb08f2e493f26866e"
 
@@ -48,7 +49,7 @@ def sets():
 
 @pytest.fixture(scope="module")
 def sampled():
-    return SceneSampler(nouns(), 0).sample(30_000)
+    return SceneSampler(nouns(), 0, known=wordings()).sample(30_000)
 
 
 def trained(sampled):
