@@ -30,7 +30,7 @@ from gentron.train.text import FrozenText
 from gentron.train.wording import FILE
 
 LEAST = 0.65  # cosine of the two embeddings
-TOKENS = 12
+TOKENS = 12  # no noun has more
 MOST_OF_INK = 0.5
 # Degrees of hue below which a colour has that name.
 HUES = ((14, "red"), (42, "orange"), (66, "yellow"), (170, "green"), (205, "sky blue"),

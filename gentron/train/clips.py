@@ -92,7 +92,7 @@ class ClipSampler:
 
     def reseed(self, seed: str) -> None:
         self.random.seed(seed)
-        self.namer.random.seed(f"wording {seed}")
+        self.namer.reseed(seed)
 
     def sample(self, count: int) -> list[Clip]:
         return [self.one() for _ in range(count)]

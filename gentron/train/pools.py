@@ -208,10 +208,9 @@ def embed(text: FrozenText, captions: list[str]) -> dict[str, Tensor]:
 def embed_both(text: FrozenText, captions: list[str], seed: str) -> dict[str, Tensor]:
     """Captions as a pool keeps them, and the same with strange words for nouns."""
     ids, mask = text.encode(captions)
-    hidden, pooled = text.states(ids, mask)
-    strange = text.states(estranged(text, ids, zlib.crc32(seed.encode())), mask)
-    return {"hidden": hidden.half(), "mask": mask, "pooled": pooled.half(),
-            "strange_hidden": strange[0].half(), "strange_pooled": strange[1].half()}  # fmt: skip
+    hidden, pooled = text.states(estranged(text, ids, zlib.crc32(seed.encode())), mask)
+    strange = {"strange_hidden": hidden.half(), "strange_pooled": pooled.half()}
+    return {**embed(text, captions), **strange}
 
 
 def chunked(

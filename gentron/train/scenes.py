@@ -54,6 +54,8 @@ PLACES: dict[str, tuple[float | None, float | None]] = {
     "in the bottom right corner": (0.72, 0.72),
 }
 PLACED_SIZE = (0.42, 0.55)
+# What captions call a thing of such a side, as a share of the picture's.
+SIZE_WORDS = {"small": (0.35, 0.5), "tiny": (0.3, 0.4), "big": (0.85, 1.0), "huge": (0.95, 1.1)}
 VERBS = ("reading", "holding", "looking at", "carrying", "with", "near", "beside", "next to", "and")
 
 
@@ -197,7 +199,7 @@ class SceneSampler:
 
     def reseed(self, seed: str) -> None:
         self.random.seed(seed)
-        self.namer.random.seed(f"wording {seed}")
+        self.namer.reseed(seed)
 
     def sample(self, count: int) -> list[Scene]:
         return [
@@ -227,8 +229,7 @@ class SceneSampler:
         size, where = r.uniform(0.65, 0.95), (None, None)
         kind = r.random()
         if kind < 0.12:
-            word, low, high = r.choice((("small", 0.35, 0.5), ("tiny", 0.3, 0.4),
-                                        ("big", 0.85, 1.0), ("huge", 0.95, 1.1)))  # fmt: skip
+            word, (low, high) = r.choice(list(SIZE_WORDS.items()))
             subject, size = article(f"{word} {called}"), r.uniform(low, high)
         elif kind < 0.22:
             words = r.choice(list(PLACES))

@@ -15,12 +15,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from gentron.train.clips import MOTIONS, STILL
-from gentron.train.scenes import COLORS, PLACES, VERBS
+from gentron.train.scenes import COLORS, PLACES, SIZE_WORDS, VERBS
 from gentron.train.text import FrozenText
 
 LEAN_SHARE = 0.5  # of the captions
 LEAN_MOST = 0.5  # of the way
-SIZE_WORDS = ("small", "tiny", "big", "huge")
 WHOLE_WORD = re.compile(r"[a-z]{3,}")
 # What captions are made of besides nouns.
 FRAME = (*COLORS, *PLACES, *VERBS, *MOTIONS.values(), STILL, *SIZE_WORDS, "a", "an", ",",

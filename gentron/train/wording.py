@@ -22,6 +22,8 @@ COLOR_WORD = 0.1  # where it has a colour
 
 @dataclass(frozen=True)
 class Wording:
+    """What is known of one noun."""
+
     color: str  # that more than half of its ink has, or nothing
     words: tuple[str, ...]
 
@@ -38,7 +40,11 @@ class Namer:
     """What captions call nouns, from a seeded stream of its own."""
 
     def __init__(self, known: Mapping[str, Wording], seed: int | str):
-        self.known, self.random = known, random.Random(f"wording {seed}")
+        self.known, self.random = known, random.Random()
+        self.reseed(seed)
+
+    def reseed(self, seed: int | str) -> None:
+        self.random.seed(f"wording {seed}")
 
     def name(self, noun: str) -> str:
         """The noun, or another word for it; in some captions, after its colour."""
